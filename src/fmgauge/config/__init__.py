@@ -1,0 +1,14 @@
+"""The YAML config as strict frozen types. Knows what may be asked; not how anything is done."""
+
+from fmgauge.config.loading import LoadedConfig, differing_keys, load_config
+from fmgauge.config.model import Config
+from fmgauge.config.stages import PlannedStage, planned_stages
+
+__all__ = [
+    "Config",
+    "LoadedConfig",
+    "PlannedStage",
+    "differing_keys",
+    "load_config",
+    "planned_stages",
+]

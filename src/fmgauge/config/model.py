@@ -1,0 +1,318 @@
+"""The config as strict frozen types. Knows names, units and bounds; not YAML, files or lines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Letters, digits, dots, dashes and underscores; it becomes a folder's name.",
+    ),
+]
+Text = Annotated[str, Field(min_length=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys, so that a misspelt one never passes in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunSettings(Strict):
+    """What this run is called and where its results go."""
+
+    name: Name = Field(description="First part of every run id.")
+    seed: int = Field(default=7, ge=0, description="Seed of every random choice in the run.")
+    results_dir: Text = Field(
+        default="results", description="Folder for results, from the project's root."
+    )
+
+
+# --- workloads -----------------------------------------------------------------------------------
+
+
+class FixedTokens(Strict):
+    """Every length is the same."""
+
+    kind: Literal["fixed"]
+    value: PositiveInt = Field(description="Tokens.")
+
+
+class UniformTokens(Strict):
+    """Every length between two bounds is equally likely."""
+
+    kind: Literal["uniform"]
+    min: PositiveInt = Field(description="Smallest length in tokens.")
+    max: PositiveInt = Field(description="Largest length in tokens.")
+
+
+class NormalTokens(Strict):
+    """Lengths from a normal distribution, rounded, at least 1."""
+
+    kind: Literal["normal"]
+    mean: PositiveFloat = Field(description="Mean length in tokens.")
+    stddev: PositiveFloat = Field(description="Standard deviation in tokens.")
+
+
+class LognormalTokens(Strict):
+    """Lengths from a lognormal distribution, rounded, at least 1."""
+
+    kind: Literal["lognormal"]
+    median: PositiveFloat = Field(description="Median length in tokens.")
+    sigma: PositiveFloat = Field(description="Standard deviation of the logarithm.")
+
+
+Tokens = Annotated[
+    FixedTokens | UniformTokens | NormalTokens | LognormalTokens, Field(discriminator="kind")
+]
+
+
+class JsonlSource(Strict):
+    """Rows from JSON-lines files: LongBench's columns, or plain `prompt` or `messages`."""
+
+    kind: Literal["jsonl"]
+    paths: tuple[Text, ...] = Field(
+        min_length=1, description="Files, globs or s3://bucket/key addresses."
+    )
+
+
+class PythonDocsSource(Strict):
+    """English passages from the language reference that comes with Python; no download."""
+
+    kind: Literal["python_docs"]
+
+
+class SyntheticSource(Strict):
+    """Prompts of chosen lengths from the words of the Python language reference."""
+
+    kind: Literal["synthetic"]
+    n_prompts: PositiveInt = Field(default=200, description="How many prompts to make.")
+    prompt_tokens: Tokens = Field(description="Lengths of the prompts.")
+    output_tokens: Tokens | None = Field(
+        default=None,
+        description="Lengths to ask for; without it, the workload's max_output_tokens.",
+    )
+
+
+class HuggingfaceSource(Strict):
+    """Rows of a data set on the Hugging Face hub, or of a local folder in the hub's layout."""
+
+    kind: Literal["huggingface"]
+    id: Text = Field(description="Data set id, or a local folder.")
+    config: Text | None = Field(default=None, description="Name of the data set's configuration.")
+    split: Text = Field(default="test", description="Split to read.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Template column: data set column, where they differ."
+    )
+
+
+Source = Annotated[
+    JsonlSource | PythonDocsSource | SyntheticSource | HuggingfaceSource,
+    Field(discriminator="kind"),
+]
+
+
+class Filter(Strict):
+    """Which rows become payloads. Token bounds count the whole rendered prompt and include both ends."""
+
+    language: Text | None = Field(default=None, description="Keep rows with this `language`.")
+    min_tokens: PositiveInt = Field(default=1, description="Fewest tokens of a rendered prompt.")
+    max_tokens: PositiveInt | None = Field(
+        default=None, description="Most tokens of a rendered prompt."
+    )
+
+
+class Workload(Strict):
+    """What is asked: where prompts come from, which are kept, and how much output is wanted."""
+
+    name: Name = Field(description="Gives payloads/payload_<name>.jsonl.")
+    source: Source = Field(description="Where the rows come from.")
+    template: Text | None = Field(
+        default=None,
+        description="Prompt text with {{ column }} places; without it, rows hold prompt or messages.",
+    )
+    filter: Filter = Field(default_factory=Filter, description="Which rows are kept.")
+    max_prompts: PositiveInt = Field(
+        default=1000, description="Most prompts to keep after filtering and shuffling."
+    )
+    salt: bool = Field(
+        default=True,
+        description="Start every prompt with digits of its own, so that no prefix cache answers.",
+    )
+    max_output_tokens: PositiveInt = Field(default=100, description="Most tokens to generate.")
+
+
+# --- experiments ---------------------------------------------------------------------------------
+
+
+class Model(Strict):
+    """The model that an experiment serves."""
+
+    name: Text = Field(description="Its name in reports, and in requests.")
+    tokenizer: Text | None = Field(
+        default=None, description="tokenizer.json, a folder that holds one, or a hub id."
+    )
+
+
+class LlamacppEndpoint(Strict):
+    """The embedded llama.cpp server on this machine, on its own process."""
+
+    kind: Literal["llamacpp"]
+    gguf: Text | None = Field(
+        default=None,
+        description="Model file; without it, a small model with random weights is built here.",
+    )
+    layers: PositiveInt = Field(default=4, description="Layers of the built model.")
+    width: int = Field(
+        default=256, gt=0, multiple_of=64, description="Embedding width of the built model."
+    )
+    parallel: PositiveInt = Field(default=1, description="Requests served side by side (slots).")
+    threads: PositiveInt = Field(default=1, description="Threads that compute.")
+    context_tokens: PositiveInt = Field(
+        default=2048, description="Prompt and output tokens that fit in one slot."
+    )
+
+
+class OpenaiEndpoint(Strict):
+    """A server that exists and speaks OpenAI's chat completions; never created, never deleted."""
+
+    kind: Literal["openai"]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$")] = Field(
+        description="Address up to and including /v1, with scheme and without credentials."
+    )
+    api_key_env: Text | None = Field(
+        default=None, description="Name of the environment variable that holds the key."
+    )
+    extra_body: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Fields added to every request body."
+    )
+
+
+Endpoint = Annotated[LlamacppEndpoint | OpenaiEndpoint, Field(discriminator="kind")]
+
+
+class ClosedLoop(Strict):
+    """Keeps exactly `concurrency` requests in flight: users who ask again as soon as answered."""
+
+    kind: Literal["closed_loop"]
+    concurrency: tuple[PositiveInt, ...] = Field(
+        min_length=1, description="Requests kept in flight; one stage each."
+    )
+    duration_s: PositiveFloat = Field(default=60.0, description="Length of the measured window.")
+    warmup_s: Annotated[float, Field(ge=0)] = Field(
+        default=5.0, description="Time under load before the window, on other prompts."
+    )
+    timeout_s: PositiveFloat = Field(
+        default=120.0, description="Longest that one request may take before it counts as failed."
+    )
+
+
+Load = ClosedLoop  # open_loop and find_capacity join here, told apart by `kind`
+
+
+class Experiment(Strict):
+    """One candidate: a model on an endpoint, and the load it is put under."""
+
+    name: Name = Field(description="Its name in every table.")
+    model: Model = Field(description="The model that it serves.")
+    endpoint: Endpoint = Field(description="Where the model answers.")
+    instance_type: Text | None = Field(
+        default=None,
+        description="What it runs on, priced by the hour; without it, priced per token.",
+    )
+    instance_count: PositiveInt = Field(default=1, description="Instances behind the endpoint.")
+    workloads: tuple[Name, ...] = Field(min_length=1, description="Names of workloads to serve.")
+    load: tuple[Load, ...] = Field(min_length=1, description="Load to put it under, in order.")
+
+
+# --- budgets, prices, report ---------------------------------------------------------------------
+
+
+class Limits(Strict):
+    """Upper limits on statistics of one latency, in seconds."""
+
+    mean: PositiveFloat | None = Field(default=None, description="Limit on the mean.")
+    p50: PositiveFloat | None = Field(default=None, description="Limit on the median.")
+    p90: PositiveFloat | None = Field(default=None, description="Limit on the 90th percentile.")
+    p95: PositiveFloat | None = Field(default=None, description="Limit on the 95th percentile.")
+    p99: PositiveFloat | None = Field(default=None, description="Limit on the 99th percentile.")
+
+
+class Budgets(Strict):
+    """What a deployment must keep within; a budget that is not given is not asked."""
+
+    latency_s: Limits | None = Field(default=None, description="End-to-end latency.")
+    ttft_s: Limits | None = Field(default=None, description="Time to first token.")
+    tpot_s: Limits | None = Field(default=None, description="Time per output token after the first.")
+    usd_per_10k_txn: PositiveFloat | None = Field(
+        default=None, description="Price of 10,000 successful requests."
+    )
+    error_rate: Fraction | None = Field(default=None, description="Failed share of the requests.")
+    spend_usd: PositiveFloat | None = Field(
+        default=None, description="Most that the whole run may cost; a dearer one is refused."
+    )
+
+
+class TokenPrice(Strict):
+    """What one model costs per million tokens."""
+
+    input: PositiveFloat = Field(description="USD per million prompt tokens.")
+    output: PositiveFloat = Field(description="USD per million output tokens.")
+
+
+class Prices(Strict):
+    """Where prices come from. Entries here win over the table."""
+
+    table: Text | None = Field(default=None, description="A dated price table (YAML).")
+    hourly_usd: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="Instance type: USD per instance and hour."
+    )
+    usd_per_1m_tokens: dict[str, TokenPrice] = Field(
+        default_factory=dict, description="Model name: USD per million tokens."
+    )
+
+
+class ReportSettings(Strict):
+    """What the report puts first."""
+
+    workload_of_interest: Name | None = Field(
+        default=None, description="Workload of the summary; the first one where none is named."
+    )
+
+
+class Config(Strict):
+    """A whole benchmark: what is asked, of whom, under which load, budgets and prices."""
+
+    run: RunSettings = Field(description="Name, seed, results folder.")
+    workloads: tuple[Workload, ...] = Field(min_length=1, description="What is asked.")
+    experiments: tuple[Experiment, ...] = Field(min_length=1, description="The candidates.")
+    budgets: Budgets = Field(default_factory=Budgets, description="What must be kept within.")
+    prices: Prices = Field(default_factory=Prices, description="What time and tokens cost.")
+    report: ReportSettings = Field(
+        default_factory=ReportSettings, description="What the report puts first."
+    )
+
+    def workload(self, name: str) -> Workload:
+        """The workload called `name`; KeyError where there is none."""
+        return {workload.name: workload for workload in self.workloads}[name]
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment called `name`; KeyError where there is none."""
+        return {experiment.name: experiment for experiment in self.experiments}[name]
+
+    @property
+    def workload_of_interest(self) -> str:
+        """Name of the workload that the summary is about."""
+        return self.report.workload_of_interest or self.workloads[0].name
+
+    def canonical(self) -> dict[str, Any]:
+        """The resolved config as plain data, every default spelt out."""
+        return self.model_dump(mode="json")
