@@ -255,7 +255,9 @@ class Budgets(Strict):
     usd_per_10k_txn: PositiveFloat | None = Field(
         default=None, description="Price of 10,000 successful requests."
     )
-    error_rate: Fraction | None = Field(default=None, description="Failed share of the requests.")
+    error_rate: Fraction = Field(
+        default=0.0, description="Failed share of the requests; none may fail where it is not given."
+    )
     spend_usd: PositiveFloat | None = Field(
         default=None, description="Most that the whole run may cost; a dearer one is refused."
     )
