@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -179,7 +181,8 @@ def read_json(path: Path) -> Any:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    writer = f"{os.getpid()}-{threading.get_ident()}"  # the lease has several
+    partial = path.with_name(f".{path.name}.{writer}.partial")
     partial.write_bytes(content)
     partial.replace(path)
 

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        max_length=100,
-        description="Letters, digits, dots, dashes and underscores; it becomes a folder's name.",
-    ),
-]
+from fmgauge.config.formats import finite_json, folder_name, server_address, variable_name
+
+Name = Annotated[str, AfterValidator(folder_name)]
 Text = Annotated[str, Field(min_length=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+FiniteJson = Annotated[JsonValue, AfterValidator(finite_json)]
 
 
 class Strict(BaseModel):
     """A model that refuses unknown keys, so that a misspelt one never passes in silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # a value may be a secret in the wrong place
+    )
 
 
 class RunSettings(Strict):
     """What this run is called and where its results go."""
 
     name: Name = Field(description="First part of every run id.")
-    seed: int = Field(default=7, ge=0, description="Seed of every random choice in the run.")
+    seed: int = Field(
+        default=7, ge=0, le=2**32 - 1, description="Seed of every random choice in the run."
+    )
     results_dir: Text = Field(
         default="results", description="Folder for results, from the project's root."
     )
@@ -42,14 +46,14 @@ class RunSettings(Strict):
 class FixedTokens(Strict):
     """Every length is the same."""
 
-    kind: Literal["fixed"]
+    kind: Literal["fixed"] = Field(description="Every length is the same.")
     value: PositiveInt = Field(description="Tokens.")
 
 
 class UniformTokens(Strict):
     """Every length between two bounds is equally likely."""
 
-    kind: Literal["uniform"]
+    kind: Literal["uniform"] = Field(description="Lengths are equally likely between two bounds.")
     min: PositiveInt = Field(description="Smallest length in tokens.")
     max: PositiveInt = Field(description="Largest length in tokens.")
 
@@ -57,7 +61,7 @@ class UniformTokens(Strict):
 class NormalTokens(Strict):
     """Lengths from a normal distribution, rounded, at least 1."""
 
-    kind: Literal["normal"]
+    kind: Literal["normal"] = Field(description="Lengths follow a normal distribution.")
     mean: PositiveFloat = Field(description="Mean length in tokens.")
     stddev: PositiveFloat = Field(description="Standard deviation in tokens.")
 
@@ -65,7 +69,7 @@ class NormalTokens(Strict):
 class LognormalTokens(Strict):
     """Lengths from a lognormal distribution, rounded, at least 1."""
 
-    kind: Literal["lognormal"]
+    kind: Literal["lognormal"] = Field(description="Lengths follow a lognormal distribution.")
     median: PositiveFloat = Field(description="Median length in tokens.")
     sigma: PositiveFloat = Field(description="Standard deviation of the logarithm.")
 
@@ -78,7 +82,7 @@ Tokens = Annotated[
 class JsonlSource(Strict):
     """Rows from JSON-lines files: LongBench's columns, or plain `prompt` or `messages`."""
 
-    kind: Literal["jsonl"]
+    kind: Literal["jsonl"] = Field(description="Rows come from JSON-lines files.")
     paths: tuple[Text, ...] = Field(
         min_length=1, description="Files, globs or s3://bucket/key addresses."
     )
@@ -87,13 +91,13 @@ class JsonlSource(Strict):
 class PythonDocsSource(Strict):
     """English passages from the language reference that comes with Python; no download."""
 
-    kind: Literal["python_docs"]
+    kind: Literal["python_docs"] = Field(description="Rows come from the Python language reference.")
 
 
 class SyntheticSource(Strict):
     """Prompts of chosen lengths from the words of the Python language reference."""
 
-    kind: Literal["synthetic"]
+    kind: Literal["synthetic"] = Field(description="Prompts are made to chosen lengths.")
     n_prompts: PositiveInt = Field(default=200, description="How many prompts to make.")
     prompt_tokens: Tokens = Field(description="Lengths of the prompts.")
     output_tokens: Tokens | None = Field(
@@ -105,7 +109,7 @@ class SyntheticSource(Strict):
 class HuggingfaceSource(Strict):
     """Rows of a data set on the Hugging Face hub, or of a local folder in the hub's layout."""
 
-    kind: Literal["huggingface"]
+    kind: Literal["huggingface"] = Field(description="Rows come from a Hugging Face data set.")
     id: Text = Field(description="Data set id, or a local folder.")
     config: Text | None = Field(default=None, description="Name of the data set's configuration.")
     split: Text = Field(default="test", description="Split to read.")
@@ -165,14 +169,14 @@ class Model(Strict):
 class LlamacppEndpoint(Strict):
     """The embedded llama.cpp server on this machine, on its own process."""
 
-    kind: Literal["llamacpp"]
+    kind: Literal["llamacpp"] = Field(description="An embedded llama.cpp server.")
     gguf: Text | None = Field(
         default=None,
         description="Model file; without it, a small model with random weights is built here.",
     )
     layers: PositiveInt = Field(default=4, description="Layers of the built model.")
     width: int = Field(
-        default=256, gt=0, multiple_of=64, description="Embedding width of the built model."
+        default=256, ge=64, multiple_of=64, description="Embedding width of the built model."
     )
     parallel: PositiveInt = Field(default=1, description="Requests served side by side (slots).")
     threads: PositiveInt = Field(default=1, description="Threads that compute.")
@@ -184,14 +188,14 @@ class LlamacppEndpoint(Strict):
 class OpenaiEndpoint(Strict):
     """A server that exists and speaks OpenAI's chat completions; never created, never deleted."""
 
-    kind: Literal["openai"]
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$")] = Field(
+    kind: Literal["openai"] = Field(description="A server that speaks OpenAI's chat completions.")
+    base_url: Annotated[str, AfterValidator(server_address)] = Field(
         description="Address up to and including /v1, with scheme and without credentials."
     )
-    api_key_env: Text | None = Field(
+    api_key_env: Annotated[str, AfterValidator(variable_name)] | None = Field(
         default=None, description="Name of the environment variable that holds the key."
     )
-    extra_body: dict[str, JsonValue] = Field(
+    extra_body: dict[str, FiniteJson] = Field(
         default_factory=dict, description="Fields added to every request body."
     )
 
@@ -202,7 +206,7 @@ Endpoint = Annotated[LlamacppEndpoint | OpenaiEndpoint, Field(discriminator="kin
 class ClosedLoop(Strict):
     """Keeps exactly `concurrency` requests in flight: users who ask again as soon as answered."""
 
-    kind: Literal["closed_loop"]
+    kind: Literal["closed_loop"] = Field(description="A fixed number of requests in flight.")
     concurrency: tuple[PositiveInt, ...] = Field(
         min_length=1, description="Requests kept in flight; one stage each."
     )

@@ -1,0 +1,136 @@
+"""What a person types. Knows commands, options and exit codes; everything it does is done below.
+
+Exit codes: 0 done, and a candidate met the budgets; 1 a step failed; 2 bad usage or config;
+3 done, but no candidate met the budgets; 130 and 143 after Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmgauge import __version__
+from fmgauge.errors import ConfigError, FmgaugeError
+
+if TYPE_CHECKING:
+    from fmgauge.runs import Run
+
+EXIT_STEP_FAILED = 1
+EXIT_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except FmgaugeError as error:
+        print(f"fmgauge: {error}", file=sys.stderr)
+        return EXIT_STEP_FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fmgauge",
+        description="Which deployment of a language model serves this workload, within this "
+        "budget, at the lowest price, and how sure are we?",
+    )
+    parser.add_argument("--version", action="version", version=f"fmgauge {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_check(commands)
+    _add_report(commands)
+    _add_clean_up(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("run", help="run the notebooks of a config, end to end")
+    command.add_argument("config", type=Path, metavar="CONFIG")
+    command.add_argument("--resume", metavar="RUN_ID", help="redo only what this run lacks")
+    _add_set(command)
+    command.set_defaults(command=_run)
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("check", help="check a config, its data and prices; start nothing")
+    command.add_argument("config", type=Path, metavar="CONFIG")
+    command.add_argument("--offline", action="store_true", help="ask nothing of the network")
+    _add_set(command)
+    command.set_defaults(command=_check)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("report", help="build a run's metrics and report anew")
+    command.add_argument("run_id", metavar="RUN_ID", help="a run's id or folder")
+    command.set_defaults(command=_report)
+
+
+def _add_clean_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("clean-up", help="end whatever a run, or any run, left running")
+    command.add_argument("run_id", metavar="RUN_ID", nargs="?", help="a run's id or folder")
+    command.set_defaults(command=_clean_up)
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the config, such as experiments.0.endpoint.parallel=2",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fmgauge.pipeline import run_pipeline
+
+    return run_pipeline(options.config, overrides=options.overrides, resume=options.resume)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from fmgauge.pipeline import preflight
+
+    for line in preflight(options.config, options.overrides, offline=options.offline):
+        print(line)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from fmgauge.pipeline import rebuild_report
+
+    return rebuild_report(_existing(options.run_id))
+
+
+def _clean_up(options: argparse.Namespace) -> int:
+    from fmgauge.deploy import clean_up
+    from fmgauge.runs import find_runs
+
+    runs = [_existing(options.run_id)] if options.run_id else find_runs()
+    reports = [(run, clean_up(run)) for run in runs]
+    for run, report in reports:
+        for name in report.ended:
+            print(f"{run.run_id}: ended {name}")
+        for name in report.left:
+            print(f"{run.run_id}: STILL RUNNING {name}", file=sys.stderr)
+    left = sum(len(report.left) for _, report in reports)
+    print(f"{len(runs)} run(s) looked at; {left} resource(s) left running.")
+    return EXIT_STEP_FAILED if left else 0
+
+
+def _existing(run_id: str) -> Run:
+    from fmgauge.runs import find_run
+
+    return find_run(run_id)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

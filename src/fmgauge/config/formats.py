@@ -1,0 +1,76 @@
+"""What names, addresses and the like may look like, told in plain words. Knows no config keys."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic_core import PydanticCustomError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME_REMEDY = (
+    "It becomes a folder's name: begin it with a letter or a digit, and use only letters, digits, "
+    "dots, dashes and underscores, 100 characters at most"
+)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ADDRESS_REMEDY = "Write it like http://localhost:8000/v1"
+
+
+def folder_name(value: str) -> str:
+    """`value`, if it can name a folder inside the results folder and nothing outside it."""
+    if not _NAME.fullmatch(value):
+        raise _refused(f"{_quoted(value)} cannot be a name", _NAME_REMEDY)
+    return value
+
+
+def variable_name(value: str) -> str:
+    """`value`, if it can name an environment variable. It is not shown: it may be the key itself."""
+    if not _VARIABLE.fullmatch(value):
+        remedy = "Give the variable's name, such as OPENAI_API_KEY, never the key itself"
+        raise _refused("is not the name of an environment variable", remedy)
+    return value
+
+
+def server_address(value: str) -> str:
+    """`value`, if it is an http or https address with neither credentials nor a query."""
+    if "@" in value:  # never shown: what stands before it is a secret
+        remedy = "Remove them, and name the variable that holds the key in api_key_env"
+        raise _refused("holds credentials", remedy)
+    if "?" in value or "#" in value:  # nor this: queries carry keys
+        raise _refused("goes on after its path", "Remove everything from the ? or # on")
+    if not re.match(r"https?://", value):
+        raise _refused(f"{_quoted(value)} does not begin with http:// or https://", _ADDRESS_REMEDY)
+    if not _has_valid_host(value):
+        raise _refused(f"{_quoted(value)} is not an address", _ADDRESS_REMEDY)
+    return value
+
+
+def _has_valid_host(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:  # an unclosed [, or a port that is no number from 0 to 65535
+        return False
+    return bool(parts.hostname) and port != 0 and not re.search(r"[\s\\]", address)
+
+
+def finite_json(value: Any) -> Any:
+    """`value`, if no number in it is infinite or not a number: JSON has neither."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _refused("must be a finite number", "JSON has no such number: give another")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            finite_json(item)
+    return value
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if len(value) <= 60 else f'"{value[:59]}…"'
+
+
+def _refused(problem: str, remedy: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "refused", "{problem}. {remedy}", {"problem": problem, "remedy": remedy}
+    )

@@ -1,0 +1,39 @@
+"""Ends what a run created and still has, from the ledger alone; as often as it is asked.
+
+Knows the ledger; not endpoints.json, and nothing that the run did not create.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fmgauge.deploy import llamacpp_servers
+from fmgauge.deploy.ledger import LedgerEvent, outstanding, read_ledger
+from fmgauge.runs import Run
+
+
+@dataclass(frozen=True)
+class CleanUpReport:
+    """What became of the resources that were not yet noted as gone, by their ledger names."""
+
+    ended: tuple[str, ...]  # ran, and was ended now
+    left: tuple[str, ...]  # could not be ended
+    already_gone: tuple[str, ...] = ()  # had ended by itself, or was never created
+
+
+def clean_up(run: Run) -> CleanUpReport:
+    """End every resource that this run created and that still exists; note it in the ledger."""
+    events = [event for event in outstanding(read_ledger(run.ledger_path)) if event.owned]
+    outcomes = {event.name: _closed(run, event) for event in events}
+
+    def with_outcome(wanted: llamacpp_servers.Outcome) -> tuple[str, ...]:
+        return tuple(name for name, outcome in outcomes.items() if outcome == wanted)
+
+    return CleanUpReport(with_outcome("ended"), with_outcome("left"), with_outcome("already_gone"))
+
+
+def _closed(run: Run, event: LedgerEvent) -> llamacpp_servers.Outcome:
+    """How `event`'s resource went; one of a type that this version cannot delete is left."""
+    if event.resource_type != llamacpp_servers.RESOURCE_TYPE:
+        return "left"
+    return llamacpp_servers.close(run, event)

@@ -1,0 +1,96 @@
+"""A lease: until when a detached server may live, in a file that its holder keeps renewing.
+
+Knows who holds it and until when, by the wall clock; not which servers read it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from fmgauge.records import read_json, write_json
+from fmgauge.runs import now_utc
+
+Holder = Literal["pipeline", "by hand"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who lets the servers live, and until when (UTC, ISO 8601)."""
+
+    holder: Holder
+    expires_at: str
+
+    def expired(self, now: datetime) -> bool:
+        """Whether the lease has run out at `now`."""
+        return now >= datetime.fromisoformat(self.expires_at)
+
+
+def read_lease(path: Path) -> Lease | None:
+    """The lease in the file at `path`; None where there is none."""
+    try:
+        return Lease(**read_json(path))
+    except FileNotFoundError:
+        return None
+
+
+def expired(path: Path, now: datetime) -> bool:
+    """Whether the lease at `path` has run out at `now`; one that is not there has."""
+    lease = read_lease(path)
+    return lease is None or lease.expired(now)
+
+
+def renew(path: Path, holder: Holder, ttl_s: float) -> bool:
+    """Let the servers live `ttl_s` seconds from now; say whether `holder` may decide that.
+
+    A notebook run by hand leaves a pipeline's lease alone until it has expired, so that servers
+    still end with the pipeline; the pipeline always takes over.
+    """
+    now = now_utc()
+    if holder == "by hand" and _held_by_pipeline(path, now):
+        return False
+    expires_at = now + timedelta(seconds=ttl_s)
+    write_json(path, asdict(Lease(holder, expires_at.isoformat())))
+    return True
+
+
+def _held_by_pipeline(path: Path, now: datetime) -> bool:
+    lease = read_lease(path)
+    return lease is not None and lease.holder == "pipeline" and not lease.expired(now)
+
+
+@contextmanager
+def hold(path: Path, holder: Holder, ttl_s: float, every_s: float) -> Iterator[None]:
+    """Renew the lease at `path` now and every `every_s` seconds while inside.
+
+    Afterwards it is left to lapse, `ttl_s` after the last renewal at the latest.
+    """
+    renew(path, holder, ttl_s)
+    done = threading.Event()
+    heartbeat = threading.Thread(
+        target=_keep_renewing, args=(path, holder, ttl_s, every_s, done), daemon=True
+    )
+    heartbeat.start()
+    try:
+        yield
+    finally:
+        done.set()
+        heartbeat.join()
+
+
+def _keep_renewing(
+    path: Path, holder: Holder, ttl_s: float, every_s: float, done: threading.Event
+) -> None:
+    while not done.wait(every_s):
+        try:
+            renew(path, holder, ttl_s)
+        except OSError as error:  # a full disk may have room again before the lease runs out
+            _log.warning("cannot renew the lease %s: %s", path, error)

@@ -1,0 +1,152 @@
+"""One notebook, executed by papermill so that it can be interrupted.
+
+Knows papermill, kernels and where the notebooks lie; not what any notebook does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from fmgauge.errors import StepError
+
+NOTEBOOKS = (
+    "1_prepare_data",
+    "2_deploy_endpoints",
+    "3_run_inference",
+    "4_compute_metrics",
+    "5_build_report",
+    "6_clean_up",
+)
+PARAMETERS = {"config_path", "run_id"}
+_TICK_S = 0.25
+_GRACE_S = 8.0  # for a cell to end by itself after an interrupt
+
+
+class NotebookError(StepError):
+    """A cell of a notebook raised an error."""
+
+    def __init__(self, notebook: str, error_name: str, error_text: str, executed: Path) -> None:
+        super().__init__(f"{notebook}: {error_name}: {error_text}\nSee {executed}")
+        self.error_name = error_name
+        self.error_text = error_text
+
+
+class Interrupted(StepError):
+    """The user, or the system, asked the run to stop."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class StopSignal:
+    """Notes SIGINT and SIGTERM while it is open, instead of letting them break in anywhere."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, signum: int, _frame: object) -> None:
+        self.signum = self.signum or signum
+
+
+def notebooks_folder() -> Path:
+    """Where the notebooks lie: beside the source in a checkout, else inside the package."""
+    checkout = Path(__file__).parents[3] / "notebooks"
+    return checkout if checkout.is_dir() else Path(__file__).parents[1] / "notebooks"
+
+
+def execute_notebook(
+    name: str,
+    executed: Path,
+    parameters: Mapping[str, str],
+    *,
+    stop: StopSignal | None,
+    tick: Callable[[], None],
+) -> None:
+    """Execute notebook `name` with `parameters`, saving it to `executed` as it goes.
+
+    `tick` is called a few times a second meanwhile. Raises NotebookError where a cell fails and
+    Interrupted once `stop` has noted a signal; with no `stop`, the notebook cannot be interrupted.
+    """
+    source = notebooks_folder() / f"{name}.ipynb"
+    _refuse_other_parameters(source)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) as pool:
+        running = pool.submit(_papermill, source, executed, dict(parameters))
+        while not running.done():
+            wait([running], timeout=_TICK_S)
+            tick()
+            if stop and stop.signum:
+                _interrupt(running)
+                raise Interrupted(stop.signum)
+    _raise_failure(name, executed, running)
+
+
+def _refuse_other_parameters(source: Path) -> None:
+    """Papermill only warns of a parameter that a notebook lacks, and carries on."""
+    import papermill
+
+    declared = set(papermill.inspect_notebook(str(source)))
+    if declared != PARAMETERS:
+        raise StepError(f"{source} declares {sorted(declared)}, not {sorted(PARAMETERS)}")
+
+
+def _papermill(source: Path, executed: Path, parameters: dict[str, str]) -> None:
+    import papermill
+
+    papermill.execute_notebook(source, executed, parameters=parameters, progress_bar=False)
+
+
+def _raise_failure(name: str, executed: Path, ended: Future[None]) -> None:
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        ended.result()
+    except PapermillExecutionError as error:
+        raise NotebookError(name, error.ename, error.evalue, executed) from error
+    except DeadKernelError as error:
+        raise NotebookError(name, "DeadKernelError", "its kernel died", executed) from error
+
+
+def _interrupt(running: Future[None]) -> None:
+    """Interrupt the kernel as Jupyter's stop button does; kill it if it does not end."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for pid in _kernel_pids():
+            os.kill(pid, number)
+        wait([running], timeout=_GRACE_S)
+        if running.done():
+            return
+
+
+def _kernel_pids() -> list[int]:
+    import psutil
+
+    children = psutil.Process().children()
+    return [child.pid for child in children if _is_kernel(child)]
+
+
+def _is_kernel(process: Any) -> bool:
+    import psutil
+
+    try:
+        return any("ipykernel" in part for part in process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False

@@ -1,0 +1,55 @@
+"""Everything that can be found wrong before anything is started. Knows what to ask, not of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmgauge.config import LoadedConfig, load_config, planned_stages
+from fmgauge.errors import ConfigError
+from fmgauge.pricing import price_problems, projected_spend_usd
+from fmgauge.workloads import PreparedWorkload, check_workloads
+
+
+def preflight(
+    config_path: Path, overrides: Sequence[str] = (), *, offline: bool = False
+) -> list[str]:
+    """Check config, prices and data; lines that say what the run would do.
+
+    Raises ConfigError with every problem found. Nothing is started and nothing is written.
+    """
+    return check_loaded(load_config(config_path, overrides), offline=offline)
+
+
+def check_loaded(loaded: LoadedConfig, *, offline: bool = False) -> list[str]:
+    """Check the prices and data of a config that is already read; lines as `preflight` gives."""
+    problems = price_problems(loaded)
+    if problems:
+        raise ConfigError(*problems)
+    workloads = check_workloads(loaded, offline=offline)
+    return [_plan_line(loaded), *map(_workload_line, workloads)]
+
+
+def _plan_line(loaded: LoadedConfig) -> str:
+    stages = planned_stages(loaded.config)
+    load_s = sum(stage.planned_s for stage in stages)
+    return (
+        f"{loaded.path}: {len(loaded.config.experiments)} experiment(s), {len(stages)} stages, "
+        f"{duration_text(load_s)} under load, projected cost ${projected_spend_usd(loaded):.4f}"
+    )
+
+
+def _workload_line(prepared: PreparedWorkload) -> str:
+    approximate = ", approximate" if prepared.approximate else ""
+    return (
+        f"{prepared.name}: {prepared.kept} prompts of {prepared.min_prompt_tokens} to "
+        f"{prepared.max_prompt_tokens} tokens ({prepared.tokenizer}{approximate})"
+    )
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as a person says it, such as `2 min 12 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
+    return " ".join(f"{value} {unit}" for value, unit in parts if value) or "0 s"

@@ -1,0 +1,196 @@
+"""The notebooks in their order: what a run still lacks, and clean-up whatever happens.
+
+Knows which files each step leaves behind; not what is in them, the decision's verdict aside.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from fmgauge.config import load_config, planned_stages
+from fmgauge.decision import read_decision
+from fmgauge.deploy import clean_up, hold_lease
+from fmgauge.errors import ConfigError, FmgaugeError, StepError
+from fmgauge.pipeline.display import Display, display_for
+from fmgauge.pipeline.notebooks import (
+    NOTEBOOKS,
+    Interrupted,
+    NotebookError,
+    StopSignal,
+    execute_notebook,
+)
+from fmgauge.pipeline.preflight import check_loaded
+from fmgauge.runs import Run, mark_step, new_run_id, now_utc, open_run, read_manifest
+
+EXIT_STEP_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_NO_CANDIDATE = 3
+EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
+PREPARE, DEPLOY, INFER, METRICS, REPORT, CLEAN_UP = NOTEBOOKS
+_log = logging.getLogger("fmgauge.pipeline")
+
+
+def run_pipeline(config_path: Path, *, overrides: Sequence[str] = (), resume: str | None) -> int:
+    """Run every notebook of a config in order, or with `resume` those that the run still lacks.
+
+    The exit code: 0, or 3 where no candidate met the budgets, 1 where a step failed, 2 where the
+    data turned out unusable, 128 + n after signal n. Raises ConfigError before anything starts.
+    """
+    loaded = load_config(config_path, overrides)
+    run_id = _named_run(resume) if resume else ""
+    plan = check_loaded(loaded)
+    run = _resumed(config_path, overrides, run_id) if resume else _begun(config_path, overrides)
+    display = display_for(run)
+    try:
+        with _logged(run):
+            for line in [*plan, f"run {run.run_id}, results in {run.folder}"]:
+                display.say(line)
+            return _run_notebooks(run, display)
+    finally:
+        display.close()
+
+
+def rebuild_report(run: Run) -> int:
+    """Compute a run's metrics and report anew from its records; the exit code as for a run."""
+    display = display_for(run)
+    try:
+        with _logged(run), StopSignal() as stop:
+            for name in (METRICS, REPORT):
+                _run_notebook(run, name, display, stop)
+            return _verdict(run, display)
+    except FmgaugeError as error:
+        return _told(error, display)
+    finally:
+        display.close()
+
+
+def missing_steps(run: Run) -> tuple[str, ...]:
+    """The notebooks that `run` still lacks, in order; clean-up is not among them.
+
+    A step is needed where its files are missing, and every step after a needed one is too.
+    """
+    stages_left = [
+        stage for stage in planned_stages(run.config) if not run.stage_folder(stage.key).exists()
+    ]
+    payloads = [run.payloads_path(workload.name) for workload in run.config.workloads]
+    if not all(path.exists() for path in payloads):
+        return NOTEBOOKS[:-1]
+    if stages_left:
+        return (DEPLOY, INFER, METRICS, REPORT)
+    if not run.decision_path.exists() or not _is_done(run, METRICS):
+        return (METRICS, REPORT)
+    return () if _is_done(run, REPORT) and (run.folder / "report.html").exists() else (REPORT,)
+
+
+def _is_done(run: Run, step: str) -> bool:
+    return bool(read_manifest(run)["steps"].get(step, {}).get("state") == "done")
+
+
+def _named_run(run_id_or_folder: str) -> str:
+    return Path(run_id_or_folder).resolve().name
+
+
+def _resumed(config_path: Path, overrides: Sequence[str], run_id: str) -> Run:
+    return open_run(config_path, run_id, overrides, must_exist=True)
+
+
+def _begun(config_path: Path, overrides: Sequence[str]) -> Run:
+    """A new run; where one of this name began in this very second, one second later's name."""
+    loaded = load_config(config_path, overrides)
+    results, at = loaded.resolve(loaded.config.run.results_dir), now_utc()
+    while (results / new_run_id(loaded.config.run.name, at)).exists():
+        at += timedelta(seconds=1)
+    return open_run(config_path, new_run_id(loaded.config.run.name, at), overrides)
+
+
+class _logged:
+    """Writes the run's log to its folder while it is open."""
+
+    def __init__(self, run: Run) -> None:
+        self._handler = logging.FileHandler(run.folder / "run.log", delay=True)
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def __enter__(self) -> None:
+        _log.setLevel(logging.INFO)
+        _log.addHandler(self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        _log.removeHandler(self._handler)
+        self._handler.close()
+
+
+def _run_notebooks(run: Run, display: Display) -> int:
+    """Every missing notebook, then clean-up whatever happened; the exit code."""
+    with StopSignal() as stop, hold_lease(run):
+        try:
+            needed = missing_steps(run)
+            for name in NOTEBOOKS[:-1]:
+                if name in needed:
+                    _run_notebook(run, name, display, stop)
+                else:
+                    display.notebook(name, "skipped")
+            code = _verdict(run, display)
+        except FmgaugeError as error:
+            code = _told(error, display)
+        finally:
+            left = _clean_up(run, display)
+    return code if not left else EXIT_STEP_FAILED
+
+
+def _run_notebook(run: Run, name: str, display: Display, stop: StopSignal | None) -> None:
+    executed = run.notebooks_folder / f"{name}.ipynb"
+    parameters = {"config_path": str(run.config_path), "run_id": run.run_id}
+    _changed(run, name, "running", display)
+    try:
+        execute_notebook(name, executed, parameters, stop=stop, tick=display.tick)
+    except Interrupted:
+        _changed(run, name, "interrupted", display)
+        raise
+    except NotebookError as error:
+        _changed(run, name, "failed", display)
+        if error.error_name == ConfigError.__name__:
+            raise _Unusable(error.error_text) from error
+        raise
+    _changed(run, name, "done", display)
+
+
+class _Unusable(StepError):
+    """A notebook found the config or its data unusable."""
+
+
+def _changed(run: Run, name: str, state: str, display: Display) -> None:
+    _log.info("%s %s", name, state)
+    mark_step(run, name, state)
+    display.notebook(name, "failed" if state == "interrupted" else state)
+
+
+def _clean_up(run: Run, display: Display) -> tuple[str, ...]:
+    """Notebook 6, and should it fail, its one call from here; what is left running."""
+    try:
+        _run_notebook(run, CLEAN_UP, display, stop=None)
+    except StepError as error:
+        display.say(str(error))
+    left = clean_up(run).left
+    for name in left:
+        display.say(f"STILL RUNNING: {name}. Run `fmgauge clean-up {run.run_id}` again.")
+    return left
+
+
+def _told(error: FmgaugeError, display: Display) -> int:
+    _log.error("%s", error)
+    display.say(str(error))
+    if isinstance(error, Interrupted):
+        return EXIT_SIGNAL + error.signum
+    return EXIT_BAD_INPUT if isinstance(error, (ConfigError, _Unusable)) else EXIT_STEP_FAILED
+
+
+def _verdict(run: Run, display: Display) -> int:
+    decision = read_decision(run.decision_path)
+    for recommendation in decision.recommendations:
+        display.say(f"{recommendation.workload}: {recommendation.reason}")
+    display.say(f"report: {run.folder / 'report.html'}")
+    chosen = {answer.workload: answer.chosen for answer in decision.recommendations}
+    return 0 if chosen[decision.workload_of_interest] else EXIT_NO_CANDIDATE

@@ -1,0 +1,70 @@
+"""Numbers as a reader meets them: rounding, units, and what stands where a number is missing.
+
+Knows how many digits tell something; not where a number comes from.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def decimals(value: float) -> int:
+    """Digits after the point that keep three significant ones, and two at least."""
+    if value == 0 or not math.isfinite(value):
+        return 2
+    return min(10, max(2, 2 - math.floor(math.log10(abs(value)))))
+
+
+def fixed(value: float) -> str:
+    """A number with two decimals, or more where it is small: 89.54, 2.80, 0.0465."""
+    return f"{value:.{decimals(value)}f}"
+
+
+def short(value: float) -> str:
+    """A number as `fixed` rounds it, without trailing zeros: 2.86, 2.9, 0.0."""
+    if value != 0 and abs(value) < 0.001:
+        return fixed(value).rstrip("0")
+    return str(round(float(value), decimals(value)))
+
+
+def whole(value: float) -> str:
+    """A count or a rate without decimals; three significant digits below 10."""
+    return f"{value:.0f}" if abs(value) >= 10 or value == 0 else f"{value:.3g}"
+
+
+def limit(value: float) -> str:
+    """A limit as the user wrote it: 5, 0.8, 50."""
+    return f"{value:.12g}"
+
+
+def seconds(value: float) -> str:
+    """A limit in words: 5 seconds, 1 second, 0.8 seconds."""
+    return f"{limit(value)} second" + ("" if value == 1 else "s")
+
+
+def milliseconds(value_s: float) -> str:
+    """Seconds as milliseconds, without the unit."""
+    milli = value_s * 1000
+    return f"{milli:.0f}" if milli >= 100 else f"{milli:.3g}"
+
+
+def usd(value: float) -> str:
+    """A price to compare with others: $89.54, $0.0465."""
+    return f"${fixed(value)}"
+
+
+def usd_total(value: float) -> str:
+    """An amount to pay: to the cent, or to two significant digits below a cent."""
+    if value == 0 or abs(value) >= 0.005:
+        return f"${value:,.2f}"
+    return f"${value:.{1 - math.floor(math.log10(abs(value)))}f}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage: 0 %, 3.1 %, 100 %."""
+    return f"{share * 100:.3g} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """`count` and its noun: 1 stage, 12 stages, 1,234 requests."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,85 @@
+"""What several test files share: the command line, and a small sibling of the quickstart."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "configs" / "quickstart.yml"
+
+
+def small_overrides(results_dir: Path, duration_s: float = 1.5) -> list[str]:
+    """`--set` options that make the quickstart small: 2 experiments, 1 or 2 in flight, short."""
+    settings = {
+        "run.results_dir": results_dir,
+        "experiments.0.load.0.concurrency": "[1, 2]",
+        "experiments.0.load.0.duration_s": duration_s,
+        "experiments.0.load.0.warmup_s": 0.3,
+        "experiments.1.load.0.concurrency": "[1, 2]",
+        "experiments.1.load.0.duration_s": duration_s,
+        "experiments.1.load.0.warmup_s": 0.3,
+    }
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line that runs fmgauge as a user's shell would."""
+    return [sys.executable, "-m", "fmgauge.cli", *map(str, arguments)]
+
+
+@pytest.fixture
+def fmgauge(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run fmgauge to its end in a folder of its own."""
+
+    def run(*arguments: object, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=180, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start fmgauge and leave it running; whatever still lives at the end is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        with (tmp_path / f"output-{len(processes)}.txt").open("w") as output:
+            process = subprocess.Popen(
+                command(*arguments), cwd=tmp_path, stdout=output, stderr=output, text=True
+            )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def until(condition: Callable[[], object], deadline_s: float = 60.0) -> None:
+    """Wait until `condition` holds; AssertionError where it does not by the deadline."""
+    ends_at_s = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < ends_at_s, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Live processes, this one aside, whose command line names `folder`."""
+    return [
+        process
+        for process in psutil.process_iter(["pid", "cmdline", "status"])
+        if process.pid != os.getpid()
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+        and any(str(folder) in part for part in process.info["cmdline"] or [])
+    ]

@@ -1,0 +1,202 @@
+"""What a person types: bad input is told with file, line, key and remedy, and starts nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import QUICKSTART, ROOT
+
+GOOD = """\
+run: {name: probe, seed: 7}
+workloads:
+  - name: plain
+    source: {kind: jsonl, paths: [rows.jsonl]}
+    template: "Say {{ word }}."
+    filter: {language: en, min_tokens: 1, max_tokens: 100}
+experiments:
+  - name: one
+    model: {name: docs-llama-5m}
+    endpoint: {kind: llamacpp}
+    instance_type: local-cpu
+    workloads: [plain]
+    load:
+      - {kind: closed_loop, concurrency: [1, 2], duration_s: 1}
+prices: {hourly_usd: {local-cpu: 0.1}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a sound config and its data."""
+    rows = [f'{{"word": "word{n}", "language": "en"}}' for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "good.yml").write_text(GOOD)
+    return tmp_path
+
+
+def test_a_sound_config_passes_check(project, fmgauge):
+    """`check` says what the run would do and exits 0."""
+    done = fmgauge("check", "good.yml")
+
+    assert done.returncode == 0, done.stderr
+    assert "1 experiment(s), 2 stages" in done.stdout
+
+
+BAD = {
+    "unknown key": ("seed: 7", "sede: 7", ["bad.yml:1", "run.sede", "unknown key", "'seed'"]),
+    "wrong type": ("seed: 7", 'seed: "7"', ["bad.yml:1", "run.seed", "whole number"]),
+    "a tag that builds an object": (
+        "seed: 7",
+        "seed: !!python/object/apply:os.getcwd []",
+        ["bad.yml:1", "tag"],
+    ),
+    "not YAML": ("run: {", "run: {{", ["bad.yml:"]),
+    "concurrency 0": ("[1, 2]", "[0, 2]", ["bad.yml:14", "concurrency", "0"]),
+    "negative concurrency": ("[1, 2]", "[1, -2]", ["bad.yml:14", "concurrency", "-2"]),
+    "a workload that does not exist": (
+        "workloads: [plain]",
+        "workloads: [plain, fancy]",
+        ["bad.yml:12", "'fancy'", "plain"],
+    ),
+    "a workload that nothing uses": (
+        "experiments:",
+        "  - {name: idle, source: {kind: python_docs}}\nexperiments:",
+        ["bad.yml:7", "no experiment uses 'idle'"],
+    ),
+    "an experiment's name outside the results": ("name: one", "name: ../one", ["bad.yml:8", "name"]),
+    "an absolute name": ("name: probe", "name: /probe", ["bad.yml:1", "run.name"]),
+    "an empty name": ("name: plain", "name: ''", ["bad.yml:3", "name"]),
+    "a column that the data lacks": (
+        "{{ word }}",
+        "{{ wrd }}",
+        ["bad.yml:5", "template", "wrd", "word"],
+    ),
+    "an empty window": (
+        "min_tokens: 1, max_tokens: 100",
+        "min_tokens: 90, max_tokens: 100",
+        ["bad.yml:6", "filter", "40"],
+    ),
+    "a filter that drops every row": ("language: en", "language: de", ["bad.yml:6", "40"]),
+    "a missing price": (
+        "{local-cpu: 0.1}",
+        "{other: 0.1}",
+        ["bad.yml:11", "instance_type", "local-cpu", "prices"],
+    ),
+    "data that is missing": ("rows.jsonl", "gone.jsonl", ["bad.yml:4", "gone.jsonl"]),
+    "a spend above the budget": (
+        "prices:",
+        "budgets: {spend_usd: 0.00001}\nprices:",
+        ["bad.yml:15", "spend_usd"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told_and_nothing_starts(project, fmgauge, name):
+    """Exit code 2, a message with file, line, key and remedy, and no results folder."""
+    before, after, expected = BAD[name]
+    assert before in GOOD
+    (project / "bad.yml").write_text(GOOD.replace(before, after, 1))
+
+    done = fmgauge("run", "bad.yml")
+
+    assert done.returncode == 2
+    assert [part for part in expected if part not in done.stderr] == []
+    assert "Traceback" not in done.stderr
+    assert not (project / "results").exists()
+
+
+def test_two_experiments_of_one_name_are_refused(project, fmgauge):
+    """The second of two equal names is the one that is pointed at."""
+    again = GOOD[GOOD.index("  - name: one") : GOOD.index("prices:")]
+    (project / "bad.yml").write_text(GOOD.replace("prices:", f"{again}prices:"))
+
+    done = fmgauge("check", "bad.yml")
+
+    assert done.returncode == 2
+    assert "bad.yml:15: experiments.1.name" in done.stderr
+
+
+def test_a_missing_config_is_told(fmgauge):
+    """A config that is not there is named."""
+    done = fmgauge("run", "nowhere.yml")
+
+    assert done.returncode == 2
+    assert "nowhere.yml" in done.stderr
+
+
+@pytest.mark.parametrize("run_id", ["probe-20260101T000000Z", "../probe"])
+def test_an_unknown_run_cannot_be_resumed(project, fmgauge, run_id):
+    """Resuming a run that is not there is refused, and nothing is created."""
+    done = fmgauge("run", "good.yml", "--resume", run_id)
+
+    assert done.returncode == 2
+    assert "there is no run" in done.stderr
+    assert not (project / "results").exists()
+
+
+def test_a_run_of_another_config_cannot_be_resumed(project, fmgauge):
+    """A run whose config has changed since names the keys that differ."""
+    from fmgauge.runs import open_run
+
+    open_run(project / "good.yml", "mine")
+
+    done = fmgauge("run", "good.yml", "--resume", "mine", "--set", "run.seed=8")
+
+    assert done.returncode == 2
+    assert "run.seed" in done.stderr
+
+
+def test_an_override_that_cannot_be_applied_is_told(project, fmgauge):
+    """--set with an unknown key fails as the same key in the file would."""
+    done = fmgauge("check", "good.yml", "--set", "run.sede=8")
+
+    assert done.returncode == 2
+    assert "--set" in done.stderr
+    assert "'seed'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "a", "--set"]])
+def test_bad_usage_is_exit_code_2(fmgauge, arguments):
+    """Usage errors exit with 2, as argparse does."""
+    assert fmgauge(*arguments).returncode == 2
+
+
+def test_clean_up_without_runs_finds_nothing(fmgauge):
+    """clean-up in a folder without results ends well."""
+    done = fmgauge("clean-up")
+
+    assert done.returncode == 0
+    assert "0 resource(s) left running" in done.stdout
+
+
+def test_check_writes_nothing(project, fmgauge):
+    """`check` leaves the folder as it was."""
+    before = sorted(project.rglob("*"))
+
+    fmgauge("check", "good.yml")
+
+    assert sorted(project.rglob("*")) == before
+
+
+def test_help_imports_nothing_heavy():
+    """`--help` loads neither pandas nor pydantic nor papermill: it must answer at once."""
+    code = (
+        "import sys; from fmgauge.cli import _parser; _parser().format_help();"
+        "print([m for m in ('pandas', 'pydantic', 'papermill', 'rich', 'numpy') if m in sys.modules])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_shipped_config_passes_check(fmgauge):
+    """Each config in configs/ is sound, with its data and its prices."""
+    for path in sorted((ROOT / "configs").glob("*.yml")):
+        done = fmgauge("check", path, "--offline")
+        assert done.returncode == 0, done.stderr
+    assert QUICKSTART.exists()

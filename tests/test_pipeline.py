@@ -1,0 +1,162 @@
+"""Clean-up whatever happens, resume of what is missing, and notebooks run by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import QUICKSTART, processes_of, small_overrides, until
+
+from fmgauge.config import planned_stages
+from fmgauge.pipeline.notebooks import NOTEBOOKS, notebooks_folder
+from fmgauge.runs import find_run
+
+ENDED_WITHIN_S = 30.0
+
+
+def run_folder(results: Path) -> Path:
+    """The only run's folder, once it is there."""
+    until(lambda: list(results.glob("quickstart-*/manifest.json")))
+    return next(results.glob("quickstart-*"))
+
+
+def stages_done(folder: Path) -> list[Path]:
+    """The stages whose records are complete."""
+    return sorted(folder.glob("requests/*/*/concurrency-*/stage.json"))
+
+
+def step_states(folder: Path) -> dict[str, str]:
+    """The state of each step, from the manifest."""
+    steps = json.loads((folder / "manifest.json").read_text())["steps"]
+    return {name: step["state"] for name, step in steps.items()}
+
+
+def outstanding(folder: Path) -> set[str]:
+    """Names that the ledger calls created and not deleted."""
+    events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    named = {kind: {e["name"] for e in events if e["event"] == kind} for kind in ("created", "deleted")}
+    return named["created"] - named["deleted"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_cleanly(started, tmp_path, number, code):
+    """Ctrl-C or SIGTERM in the middle of the load: clean-up runs and nothing is left."""
+    process = started("run", QUICKSTART, *small_overrides(tmp_path))
+    folder = run_folder(tmp_path)
+    until(lambda: stages_done(folder))
+
+    process.send_signal(number)
+
+    assert process.wait(timeout=60) == code
+    assert outstanding(folder) == set()
+    assert processes_of(folder) == []
+    states = step_states(folder)
+    assert (states["3_run_inference"], states["6_clean_up"]) == ("interrupted", "done")
+
+
+def test_a_killed_run_ends_its_servers_and_resumes(started, fmgauge, tmp_path):
+    """After kill -9 the servers end by their lease; --resume keeps every finished stage."""
+    process = started("run", QUICKSTART, *small_overrides(tmp_path))
+    folder = run_folder(tmp_path)
+    until(lambda: len(stages_done(folder)) >= 2)
+    process.kill()
+    process.wait()
+    until(lambda: processes_of(folder) == [], ENDED_WITHIN_S)
+    before = {path: path.stat().st_mtime_ns for path in stages_done(folder)}
+    options = small_overrides(tmp_path)
+
+    done = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = {path: path.stat().st_mtime_ns for path in stages_done(folder)}
+    assert len(after) == 8
+    assert before.items() <= after.items()
+    assert "1_prepare_data: skipped" in done.stdout
+    assert outstanding(folder) == set()
+
+
+def test_a_failing_notebook_is_told_and_cleaned_up_after(fmgauge, started, tmp_path):
+    """Records that cannot be read fail notebook 4: exit code 1, and clean-up still runs."""
+    process = started("run", QUICKSTART, *small_overrides(tmp_path, duration_s=0.5))
+    folder = run_folder(tmp_path)
+    process.wait(timeout=120)
+    next(folder.glob("requests/*/*/*/*.parquet")).write_bytes(b"no parquet")
+    (folder / "decision.json").unlink()
+
+    done = fmgauge(
+        "run", QUICKSTART, *small_overrides(tmp_path, duration_s=0.5), "--resume", folder
+    )
+
+    assert done.returncode == 1
+    assert "4_compute_metrics" in done.stdout
+    assert step_states(folder)["4_compute_metrics"] == "failed"
+    assert "6_clean_up: done" in done.stdout
+
+
+def test_no_candidate_within_budget_is_exit_code_3(fmgauge, tmp_path):
+    """A budget that nothing can meet is an answer, told by exit code 3 and a report."""
+    options = small_overrides(tmp_path, duration_s=0.5)
+
+    done = fmgauge("run", QUICKSTART, *options, "--set", "budgets.usd_per_10k_txn=0.0001")
+
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert (run_folder(tmp_path) / "report.html").exists()
+
+
+def test_a_finished_run_resumed_runs_nothing_but_clean_up(fmgauge, tmp_path):
+    """--resume of a complete run skips every step, and `report` rebuilds the last two."""
+    options = small_overrides(tmp_path, duration_s=0.5)
+    first = fmgauge("run", QUICKSTART, *options)
+    assert first.returncode in (0, 3), first.stdout + first.stderr
+    folder = run_folder(tmp_path)
+
+    resumed = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
+    rebuilt = fmgauge("report", folder)
+
+    assert [f"{name}: skipped" in resumed.stdout for name in NOTEBOOKS] == [True] * 5 + [False]
+    assert rebuilt.returncode == first.returncode
+    assert "4_compute_metrics: done" in rebuilt.stdout
+    assert "3_run_inference" not in rebuilt.stdout
+
+
+def test_notebooks_run_one_by_one_with_papermill(tmp_path):
+    """Plain papermill, one notebook after another, with a server that died in the pause."""
+    config = tmp_path / "config.yml"
+    config.write_text(QUICKSTART.read_text())
+    prices = tmp_path / "data" / "prices"
+    prices.mkdir(parents=True)
+    (prices / "local.yaml").write_bytes((QUICKSTART.parents[1] / "data/prices/local.yaml").read_bytes())
+    text = config.read_text().replace("duration_s: 9.5, warmup_s: 1.5", "duration_s: 0.5, warmup_s: 0.1")
+    config.write_text(text.replace("[1, 2, 4]", "[1]"))
+    folder = tmp_path / "results" / "by-hand"
+
+    for name in NOTEBOOKS:
+        papermill_one(name, config, tmp_path)
+        if name == "2_deploy_endpoints":
+            processes_of(folder)[0].kill()
+            until(lambda: len(processes_of(folder)) == 1)
+
+    run = find_run(str(folder))
+    assert all(run.stage_folder(stage.key).exists() for stage in planned_stages(run.config))
+    assert (folder / "report.html").exists()
+    assert outstanding(folder) == set()
+    assert processes_of(folder) == []
+
+
+def papermill_one(name: str, config: Path, cwd: Path) -> None:
+    """Execute one notebook with papermill's own command."""
+    subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar"]
+        + [str(notebooks_folder() / f"{name}.ipynb"), str(cwd / f"{name}.out.ipynb")]
+        + ["-p", "config_path", str(config), "-p", "run_id", "by-hand"],
+        cwd=cwd,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
