@@ -91,13 +91,13 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from fmgauge.pipeline import run_pipeline
+    from fmgauge.pipeline.sequence import run_pipeline
 
     return run_pipeline(options.config, overrides=options.overrides, resume=options.resume)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from fmgauge.pipeline import preflight
+    from fmgauge.pipeline.preflight import preflight
 
     for line in preflight(options.config, options.overrides, offline=options.offline):
         print(line)
@@ -105,7 +105,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from fmgauge.pipeline import rebuild_report
+    from fmgauge.pipeline.sequence import rebuild_report
 
     return rebuild_report(_existing(options.run_id))
 

@@ -1,13 +1,31 @@
 """Which stage to buy: budgets against metrics, and the cheapest stage that meets them all.
 
-Knows budgets and prices per transaction; knows no files, plots or clocks.
+Knows budgets and prices per transaction; knows no plots, clocks or endpoints. A Decision holds no
+NaN and no infinity: what could not be measured is None, with the reason in words.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import orjson
+from pydantic import TypeAdapter
+
+from fmgauge.config import Config
+from fmgauge.config.model import Limits
+from fmgauge.metrics import PERCENTILES
+from fmgauge.records import write_atomically
+from fmgauge.statistics import samples_needed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]  # one stage's metrics by column
 Verdict = Literal["PASS", "FAIL", "UNDECIDED"]
 
 
@@ -70,3 +88,239 @@ class Decision:
     stages: tuple[StageVerdict, ...]
     recommendations: tuple[Recommendation, ...]  # one per workload, in the config's order
     per_instance: tuple[Recommendation, ...]  # one per workload and instance type
+
+
+def budgets_of(config: Config) -> tuple[Budget, ...]:
+    """The limits that `config` binds, in the order in which they are reported."""
+    given = config.budgets
+    latencies = (
+        *_latency_budgets("Latency", "latency", given.latency_s),
+        *_latency_budgets("TTFT", "ttft_s", given.ttft_s),
+        *_latency_budgets("TPOT", "tpot_s", given.tpot_s),
+    )
+    label, limit = "cost per 10k transactions", given.usd_per_10k_txn
+    cost = (Budget("usd_per_10k_txn", label, limit, "usd"),) if limit is not None else ()
+    return (*latencies, *cost, Budget("error_rate", "error rate", given.error_rate, ""))
+
+
+def _latency_budgets(words: str, column: str, limits: Limits | None) -> list[Budget]:
+    given: dict[str, float | None] = limits.model_dump() if limits else {}
+    return [
+        Budget(f"{column}_{name}", words if name == "mean" else f"{words} {name}", limit, "s")
+        for name, limit in given.items()
+        if limit is not None
+    ]
+
+
+def decide(metrics: pd.DataFrame, config: Config) -> Decision:
+    """Hold every stage against every budget, and recommend the cheapest one that meets them all.
+
+    `metrics` is the metrics table. A tie in price goes to the lower mean latency. A stage where a
+    budget is undecided does not meet the budgets; a figure that no budget binds fails nothing.
+    """
+    budgets = budgets_of(config)
+    rows = [{str(name): value for name, value in row.items()} for row in metrics.to_dict("records")]
+    candidates = [_Candidate(row, _stage_verdict(row, budgets)) for row in rows]
+    overall, per_instance = [], []
+    for workload in config.workloads:
+        pool = [c for c in candidates if c.verdict.workload == workload.name]
+        overall.append(_recommendation(workload.name, None, pool))
+        for kind in dict.fromkeys(c.verdict.instance_type for c in pool):
+            of_kind = [c for c in pool if c.verdict.instance_type == kind]
+            per_instance.append(_recommendation(workload.name, kind, of_kind))
+    return Decision(
+        workload_of_interest=config.workload_of_interest,
+        budgets=budgets,
+        stages=tuple(candidate.verdict for candidate in candidates),
+        recommendations=tuple(overall),
+        per_instance=tuple(per_instance),
+    )
+
+
+def decision_json(decision: Decision) -> bytes:
+    """`decision` as indented JSON; `read_decision` gives it back exactly."""
+    return orjson.dumps(decision, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def write_decision(path: Path, decision: Decision) -> None:
+    """Write `decision` as JSON, whole or not at all."""
+    write_atomically(path, decision_json(decision))
+
+
+def read_decision(path: Path) -> Decision:
+    """The decision in the file at `path`. pydantic.ValidationError where it holds another thing."""
+    return TypeAdapter(Decision).validate_json(path.read_bytes())
+
+
+# --- one stage -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A stage's metrics beside its verdict."""
+
+    row: Row
+    verdict: StageVerdict
+
+    @property
+    def name(self) -> str:
+        """The stage in words."""
+        stage = self.verdict
+        return f"{stage.experiment} on {stage.instance_type} at concurrency {stage.concurrency}"
+
+    @property
+    def is_eligible(self) -> bool:
+        """Whether it can be recommended: it meets every budget, and its price is known."""
+        return self.verdict.meets_budgets and self.verdict.price_per_txn is not None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Cheaper first, then lower mean latency."""
+        price = self.verdict.price_per_txn
+        return math.inf if price is None else price, float(self.row["latency_mean"])
+
+    @property
+    def distance(self) -> tuple[int, int, float, float]:
+        """How far from meeting the budgets: checks failed, undecided, worst overshoot, price."""
+        verdicts = [check.verdict for check in self.verdict.checks]
+        worst = max(map(_overshoot, self.verdict.checks))
+        return verdicts.count("FAIL"), verdicts.count("UNDECIDED"), worst, self.rank[0]
+
+
+def _stage_verdict(row: Row, budgets: Sequence[Budget]) -> StageVerdict:
+    checks = tuple(_check(budget, row) for budget in budgets)
+    return StageVerdict(
+        experiment=row["experiment_name"],
+        workload=row["workload"],
+        stage=row["stage"],
+        concurrency=int(row["concurrency"]),
+        instance_type=row["instance_type"],
+        price_per_txn=_finite(row["price_per_txn"]),
+        meets_budgets=all(check.verdict == "PASS" for check in checks),
+        checks=checks,
+    )
+
+
+def _check(budget: Budget, row: Row) -> BudgetCheck:
+    raw = float(row[budget.metric])
+    verdict, reason = _judged(budget, raw, row)
+    return BudgetCheck(budget.metric, _finite(raw), budget.limit, verdict, reason)
+
+
+def _judged(budget: Budget, value: float, row: Row) -> tuple[Verdict, str]:
+    """The verdict on one budget, and why. A stage without a success meets no budget at all."""
+    if row["n_ok"] == 0:
+        return "FAIL", _without_success(row)
+    if math.isinf(value):
+        failed = f"{row['n_failed']} of {row['n_requests']} requests failed"
+        return "FAIL", f"{budget.label} falls on a failed request: {failed}"
+    if math.isnan(value):
+        return "UNDECIDED", _unmeasured(budget, row)
+    shown, limit = _figures(value, budget)
+    if value <= budget.limit:
+        return "PASS", f"{budget.label} {shown} is within {limit}"
+    return "FAIL", f"{budget.label} {shown} is above {limit}{_excess(value, budget)}"
+
+
+def _without_success(row: Row) -> str:
+    if row["status"] != "ok":
+        return str(row["status"])
+    if row["n_requests"] == 0:
+        return "no request was measured"
+    return f"no request succeeded: {row['n_requests']} of {row['n_requests']} failed"
+
+
+def _unmeasured(budget: Budget, row: Row) -> str:
+    """Why a stage with successes has no figure: too few requests, or none that defines it."""
+    p = PERCENTILES.get(budget.metric.rpartition("_")[2])
+    needed = samples_needed(p) if p else 1
+    if row["n_requests"] < needed:
+        return f"{budget.label} needs ≥ {needed} requests, has {row['n_requests']}"
+    return f"{budget.label} is not defined for enough of the {row['n_requests']} requests"
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _overshoot(check: BudgetCheck) -> float:
+    """How often the limit goes into the value; 0 where undecided, infinite where nothing is known.
+
+    Over a limit of 0 no ratio exists: there a value of 0.02 counts as 1.02.
+    """
+    if check.value is None:
+        return 0.0 if check.verdict == "UNDECIDED" else math.inf
+    return check.value / check.limit if check.limit > 0 else 1 + check.value
+
+
+# --- the answer ----------------------------------------------------------------------------------
+
+
+def _recommendation(workload: str, kind: str | None, pool: Sequence[_Candidate]) -> Recommendation:
+    """The cheapest of `pool` that meets every budget, or else what came closest."""
+    within = sorted((c for c in pool if c.is_eligible), key=lambda c: c.rank)
+    if within:
+        reason = _why_chosen(within, len(pool))
+        return Recommendation(workload, kind, within[0].verdict, None, reason)
+    measured = [candidate for candidate in pool if candidate.row["n_requests"] > 0]
+    if not measured:
+        causes = "; ".join(dict.fromkeys(_without_success(candidate.row) for candidate in pool))
+        reason = f"No stage can be recommended: nothing was measured ({causes})."
+        return Recommendation(workload, kind, None, None, reason)
+    closest = min(measured, key=lambda candidate: candidate.distance)
+    reason = _why_none(closest, len(pool))
+    return Recommendation(workload, kind, None, closest.verdict, reason)
+
+
+def _why_chosen(within: Sequence[_Candidate], n_stages: int) -> str:
+    """The winner's figures, and what it won against."""
+    (price, latency_s), best = within[0].rank, within[0]
+    cost = _amount(price * 1e4, "usd", 4)
+    figures = f"{cost} per 10k transactions at a mean latency of {_amount(latency_s, 's', 3)}"
+    if n_stages == 1:
+        place = "it meets every budget and is the only stage"
+    elif len(within) == 1:
+        place = f"it is the only one of {n_stages} stages that meets every budget"
+    elif within[1].rank[0] == price:
+        place = (
+            f"it has the lowest price of the {len(within)} of {n_stages} stages that meet every "
+        )
+        place += "budget, and the lowest latency at that price"
+    else:
+        place = (
+            f"it is the cheapest of the {len(within)} of {n_stages} stages that meet every budget"
+        )
+    return f"{best.name} costs {figures}; {place}."
+
+
+def _why_none(closest: _Candidate, n_stages: int) -> str:
+    """What came closest, and every budget that it missed."""
+    missed = [check.reason for check in closest.verdict.checks if check.verdict != "PASS"]
+    reasons = "; ".join(dict.fromkeys(missed)) or "the price is unknown: tokens were not counted"
+    if n_stages == 1:
+        return f"The only stage, {closest.name}, does not qualify: {reasons}."
+    return f"None of {n_stages} stages meets every budget. Closest is {closest.name}: {reasons}."
+
+
+# --- figures in words ----------------------------------------------------------------------------
+
+
+def _figures(value: float, budget: Budget) -> tuple[str, str]:
+    """Value and limit in words, with as many digits as it takes to tell them apart."""
+    limit = _amount(budget.limit, budget.unit, 12)
+    digits = 4 if budget.unit == "usd" else 3
+    while _amount(value, budget.unit, digits) == limit and value != budget.limit and digits < 17:
+        digits += 1
+    return _amount(value, budget.unit, digits), limit
+
+
+def _amount(value: float, unit: str, digits: int) -> str:
+    """A number with its unit, rounded to so many significant digits, never in powers of ten."""
+    number = format(Decimal(f"{value:.{digits}g}"), "f")
+    return {"s": f"{number} s", "usd": f"${number}"}.get(unit, number)
+
+
+def _excess(value: float, budget: Budget) -> str:
+    if budget.limit == 0:
+        return ""
+    return f" by {_amount((value / budget.limit - 1) * 100, '', 2)} %"

@@ -1,4 +1,4 @@
-"""What can go wrong with a program, as exceptions. Knows nothing of failed requests: those are data.
+"""What can go wrong with a program, as exceptions. Not failed requests: those are data.
 
 FmgaugeError
 ├── ConfigError       the user's config, data or command cannot be used; nothing was started

@@ -141,8 +141,8 @@ def experiment_costs(run: Run) -> pd.DataFrame:
     stages = [_stage_use(folder) for folder in stage_folders(run.requests_folder)]
     rows = []
     for experiment in run.config.experiments:
-        own = [use for use in stages if use[0] == experiment.name]
-        duration_s, prompt, output = (float(sum(use[i] for use in own)) for i in (1, 2, 3))
+        own = [use for name, use in stages if name == experiment.name]
+        duration_s, prompt, output = (float(total) for total in np.sum([np.zeros(3), *own], axis=0))
         price = experiment_price(run.loaded, experiment)
         rows.append(
             {
@@ -157,12 +157,12 @@ def experiment_costs(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _stage_use(folder: Path) -> tuple[str, float, float, float]:
-    """A stage's experiment, its seconds under load, and its counted prompt and output tokens."""
+def _stage_use(folder: Path) -> tuple[str, Floats]:
+    """A stage's experiment; its seconds under load, its counted prompt and output tokens."""
     info, records = read_stage(folder)
     tokens = records.select(["prompt_tokens", "output_tokens"]).to_pandas().sum()
-    prompt, output = float(tokens["prompt_tokens"]), float(tokens["output_tokens"])
-    return info.experiment, info.finished_at_s, prompt, output
+    used = np.array([info.finished_at_s, tokens["prompt_tokens"], tokens["output_tokens"]])
+    return info.experiment, used
 
 
 def _planned_row(run: Run, planned: PlannedStage) -> dict[str, Value]:
@@ -226,10 +226,11 @@ def token_chunks(records: pa.Table) -> TokenChunks:
 
 
 def request_table(records: pa.Table) -> pd.DataFrame:
-    """One row per request: when it occupied the endpoint, its outcome, and its own latencies.
+    """One row per request: its life from `start_s` to `end_s`, its outcome, its own latencies.
 
-    Seconds. NaN where a latency is undefined: TTFT without a token, TPOT of one token or of a
-    response that did not stream. A failed request keeps what was seen of it; `ok` tells.
+    Seconds. A request that streamed, with two token instants or more, ends with its last token;
+    any other when it was finished. NaN where a latency is undefined: TTFT without
+    a token, TPOT of one token or without streaming.
     """
     kept = ["request_id", "phase", "status", "finish_reason", "token_source", "sent_at_s"]
     kept += ["intended_at_s", "finished_at_s", "prompt_tokens", "output_tokens"]
@@ -240,12 +241,13 @@ def request_table(records: pa.Table) -> pd.DataFrame:
         for name in ("sent_at_s", "finished_at_s", "output_tokens")
     )
     streamed = n_chunks >= 2
-    ttft_s = first_s - sent_s
-    e2e_s = np.where(streamed, last_s, finished_s) - sent_s
+    end_s = np.where(streamed, last_s, finished_s)
+    ttft_s, e2e_s = first_s - sent_s, end_s - sent_s
     steps = np.where(streamed & (n > 1), n - 1, math.nan)
     table: pd.DataFrame = frame.assign(
         ok=frame["status"] == "ok",
         start_s=frame["sent_at_s"].fillna(frame["intended_at_s"]),
+        end_s=end_s,
         streamed=streamed,
         ttft_s=ttft_s,
         e2e_latency_s=e2e_s,
@@ -330,26 +332,30 @@ def window_rates(
     A request counts by the share of its life that lies in the window, so neither end of the
     window favours short requests or long ones. Only ok requests carry throughput.
     """
-    ok = requests["ok"].to_numpy(dtype=bool)
-    share = _request_shares(requests, window_s)
-    length_s = window_s[1] - window_s[0]
-    life_s = (requests["finished_at_s"] - requests["start_s"]).to_numpy(dtype=np.float64)
+    ok, length_s = requests["ok"].to_numpy(dtype=bool), window_s[1] - window_s[0]
+    share = _shares(requests, "end_s", window_s)
     prompt = requests["prompt_tokens"].to_numpy(dtype=np.float64)
-    request_rate = share[ok].sum() / length_s
     good = ok & _within_limits(requests, budgets)
     return {
-        "request_rate": float(request_rate),
-        "transactions_per_minute": float(60 * request_rate),
+        "request_rate": float(share[ok].sum() / length_s),
+        "transactions_per_minute": float(60 * share[ok].sum() / length_s),
         "goodput_per_min": float(60 * share[good].sum() / length_s),
         "prompt_token_throughput": _weighted_sum(prompt, share, ok) / length_s,
         "completion_token_throughput": _output_tokens(requests, chunks, window_s) / length_s,
-        "mean_in_flight": float((share * life_s).sum() / length_s),
+        "mean_in_flight": _in_flight_s(requests, window_s) / length_s,
     }
 
 
-def _request_shares(requests: pd.DataFrame, window_s: tuple[float, float]) -> Floats:
-    start_s = requests["start_s"].to_numpy(dtype=np.float64)
-    return window_share(start_s, requests["finished_at_s"].to_numpy(dtype=np.float64), window_s)
+def _shares(requests: pd.DataFrame, end: str, window_s: tuple[float, float]) -> Floats:
+    """The share of each request's time, from its start to the instant in column `end`."""
+    instants = requests[["start_s", end]].to_numpy(dtype=np.float64)
+    return window_share(instants[:, 0], instants[:, 1], window_s)
+
+
+def _in_flight_s(requests: pd.DataFrame, window_s: tuple[float, float]) -> float:
+    """Seconds of the window that requests of every status were under way, added up."""
+    life_s = (requests["finished_at_s"] - requests["start_s"]).to_numpy(dtype=np.float64)
+    return float((_shares(requests, "finished_at_s", window_s) * life_s).sum())
 
 
 def _output_tokens(
@@ -362,7 +368,7 @@ def _output_tokens(
     tokens = np.where(np.isnan(chunks.tokens), per_chunk[chunks.row], chunks.tokens)
     inside = (chunks.at_s >= window_s[0]) & (chunks.at_s < window_s[1])
     at_instants = float(tokens[inside & (ok & streamed)[chunks.row]].sum())
-    share = _request_shares(requests, window_s)
+    share = _shares(requests, "end_s", window_s)
     return at_instants + _weighted_sum(output, share, ok & ~streamed)
 
 

@@ -12,10 +12,10 @@ from datetime import date
 from typing import Literal
 
 from pydantic import Field, ValidationError
-from pydantic_core import ErrorDetails
 
 from fmgauge.config import LoadedConfig, planned_stages
 from fmgauge.config.model import Experiment, PositiveFloat, Strict, Text, TokenPrice
+from fmgauge.config.refusals import explained
 from fmgauge.config.yaml_text import YamlText, read_yaml
 from fmgauge.errors import ConfigError, Problem
 
@@ -102,6 +102,16 @@ def projected_spend_usd(loaded: LoadedConfig) -> float:
     return sum(s.planned_s / 3600 * (hourly[s.experiment.name] or 0.0) for s in stages)
 
 
+def _validated(text: YamlText) -> PriceTable:
+    if not isinstance(text.data, dict):
+        remedy = "Begin it with source:, as_of:, region: and hourly_usd:"
+        raise ConfigError(Problem(str(text.path), 1, "", "must be a mapping of keys", remedy))
+    try:
+        return PriceTable.model_validate_json(json.dumps(text.data))
+    except ValidationError as error:
+        raise ConfigError(*explained(error, PriceTable, text)) from error
+
+
 def _price(loaded: LoadedConfig, table: PriceTable | None, experiment: Experiment) -> Price:
     if experiment.instance_type is None:
         return _token_price(loaded, table, experiment)
@@ -154,39 +164,3 @@ def _overspending(loaded: LoadedConfig) -> Iterator[Problem]:
         problem = f"the planned stages cost ${spend:.4g} at hourly prices, more than ${limit:.4g}"
         remedy = "Shorten or drop stages, or raise it"
         yield loaded.problem(("budgets", "spend_usd"), problem, remedy)
-
-
-# --- reading a table -----------------------------------------------------------------------------
-
-
-def _validated(text: YamlText) -> PriceTable:
-    if not isinstance(text.data, dict):
-        remedy = "Begin it with source:, as_of:, region: and hourly_usd:"
-        raise ConfigError(Problem(str(text.path), 1, "", "holds no mapping", remedy))
-    try:
-        return PriceTable.model_validate_json(json.dumps(text.data, default=str))
-    except ValidationError as error:
-        raise ConfigError(*(_explained(detail, text) for detail in error.errors())) from error
-    except TypeError as error:
-        problem = f"cannot be read: {error}"
-        raise ConfigError(Problem(str(text.path), None, "", problem, "Use plain keys")) from error
-
-
-def _explained(detail: ErrorDetails, text: YamlText) -> Problem:
-    """One pydantic error as file, line, key, problem and remedy."""
-    location = detail["loc"]
-    problem, remedy = _words(detail)
-    return Problem(str(text.path), text.line(location), text.key(location), problem, remedy)
-
-
-def _words(detail: ErrorDetails) -> tuple[str, str]:
-    top = str(detail["loc"][0])
-    fields = PriceTable.model_fields
-    if detail["type"] == "extra_forbidden":
-        below = TokenPrice.model_fields if top in fields else fields
-        return "unknown key", f"Known keys here: {', '.join(sorted(below))}"
-    description = fields[top].description or ""
-    if detail["type"] == "missing":
-        return "this key is missing", f"Add it: {description}"
-    shown = json.dumps(detail["input"], default=str)[:60]
-    return f"{detail['msg'].lower()}, not {shown}", f"Give it as: {description}"

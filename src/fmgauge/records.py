@@ -100,7 +100,7 @@ class StageInfo:
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """What happened to one request: instants in seconds since the stage began, one monotonic clock."""
+    """What happened to one request. Instants: seconds since its stage began, by one clock."""
 
     request_id: str
     experiment: str
@@ -183,8 +183,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = f"{os.getpid()}-{threading.get_ident()}"  # the lease has several
     partial = path.with_name(f".{path.name}.{writer}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # a full disk leaves no part behind
 
 
 def write_payloads(path: Path, payloads: Iterable[Payload]) -> None:
@@ -210,7 +213,11 @@ def read_endpoints(path: Path) -> dict[str, Endpoint]:
 
 
 def write_stage(folder: Path, info: StageInfo, records: Iterable[RequestRecord]) -> None:
-    """Write one stage's records and facts; the folder appears only once both are complete."""
+    """Write one stage's records and facts; the folder appears only once both are complete.
+
+    What an earlier writing of the stage left is replaced; a kill at any moment leaves either
+    writing whole, or no stage.
+    """
     import pyarrow.parquet as pq
 
     partial = folder.with_name(f".{folder.name}.partial")
@@ -218,7 +225,14 @@ def write_stage(folder: Path, info: StageInfo, records: Iterable[RequestRecord])
     partial.mkdir(parents=True)
     pq.write_table(records_table(records), partial / "part-0.parquet", compression="zstd")
     write_json(partial / "stage.json", asdict(info))
-    partial.replace(folder)
+    if folder.exists():
+        replaced = folder.with_name(f".{folder.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.replace(replaced)
+        partial.replace(folder)
+        shutil.rmtree(replaced)
+    else:
+        partial.replace(folder)
 
 
 def read_stage(folder: Path) -> tuple[StageInfo, pa.Table]:

@@ -8,21 +8,26 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
+import orjson
 
-from fmgauge.config import Config, LoadedConfig, differing_keys, load_config
+from fmgauge.config import Config, LoadedConfig, differing_keys, key_parts, load_config
+from fmgauge.config.yaml_text import to_yaml
 from fmgauge.errors import ConfigError, Problem
 from fmgauge.records import StageKey, read_json, write_atomically, write_json
 
-_RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_KEYS_TOLD = 5
+_RUNS_TOLD = 5
 _REPORTED_VERSIONS = ("fmgauge", "xllamacpp", "papermill", "pandas", "pyarrow", "tokenizers")
 
 
@@ -123,12 +128,15 @@ def open_run(
 ) -> Run:
     """The run `run_id` of the config at `config_path`, its folder created where it is missing.
 
-    Raises ConfigError where the folder belongs to another config, where `run_id` is no name for a
-    folder, and with `must_exist` where there is no such run.
+    A relative `config_path` is looked for in the working folder and in those above it, since
+    notebooks run in their own. Raises ConfigError where the folder belongs to another config or to
+    something else, where it cannot be made, where `run_id` is no name for a folder, and with
+    `must_exist` where there is no such run.
     """
-    loaded = load_config(config_path, overrides, _base_dir_beside(Path(config_path)))
+    loaded = load_config(_looked_for_upwards(Path(config_path)), overrides)
     run = Run(run_id, loaded, _run_folder(loaded, run_id))
-    if run.config_path.exists():
+    if os.path.isfile(run.config_path):
+        read_manifest(run)
         _refuse_other_config(run)
     elif must_exist:
         raise _unknown_run(run_id, run.folder.parent)
@@ -140,20 +148,35 @@ def open_run(
 def find_run(run_id_or_folder: str, results_dir: Path = Path("results")) -> Run:
     """The run with this id below `results_dir`, or in this folder, with the config stored there.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError where there is none, or where its manifest is missing or torn.
     """
-    named = Path(run_id_or_folder)
-    for folder in (named, results_dir / run_id_or_folder):
-        if (folder / "config.yaml").exists():
-            loaded = load_config(folder / "config.yaml", (), _base_dir_beside(folder / "config.yaml"))
-            return Run(folder.resolve().name, loaded, folder.resolve())
-    raise _unknown_run(run_id_or_folder, results_dir)
+    candidates = [Path(run_id_or_folder), results_dir / run_id_or_folder]
+    folders = [folder for folder in candidates if os.path.isfile(folder / "config.yaml")]
+    if not run_id_or_folder or not folders:
+        raise _unknown_run(run_id_or_folder, results_dir)
+    whole = [folder for folder in folders if os.path.isfile(folder / "manifest.json")]
+    folder = (whole or folders)[0].resolve()
+    manifest = _manifest_at(folder / "manifest.json")
+    return Run(manifest["run_id"], load_config(folder / "config.yaml"), folder)
+
+
+def find_runs(results_dir: Path = Path("results")) -> list[Run]:
+    """Every run below `results_dir`, by name. ConfigError where some cannot be read."""
+    runs: list[Run] = []
+    problems: list[Problem] = []
+    for name in _known_runs(results_dir):
+        try:
+            runs.append(find_run(str(results_dir / name)))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(*problems)
+    return runs
 
 
 def read_manifest(run: Run) -> dict[str, Any]:
-    """The run's manifest."""
-    manifest: dict[str, Any] = read_json(run.manifest_path)
-    return manifest
+    """The run's manifest. ConfigError where it is missing or torn."""
+    return _manifest_at(run.manifest_path)
 
 
 def mark_step(run: Run, step: str, state: str) -> None:
@@ -163,18 +186,21 @@ def mark_step(run: Run, step: str, state: str) -> None:
     write_json(run.manifest_path, {**manifest, "steps": steps})
 
 
-def _base_dir_beside(config_path: Path) -> Path | None:
-    """Where relative paths start for a config that a run stored, from the manifest beside it."""
-    manifest_path = config_path.parent / "manifest.json"
-    if config_path.name != "config.yaml" or not manifest_path.exists():
-        return None
-    return Path(read_json(manifest_path)["base_dir"])
+# --- whose folder it is --------------------------------------------------------------------------
+
+
+def _looked_for_upwards(path: Path) -> Path:
+    """`path` in the nearest folder, at or above the working one, that holds it; else as it is."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if os.path.isfile(folder / path):
+            return path if folder == Path.cwd() else folder / path
+    return path
 
 
 def _run_folder(loaded: LoadedConfig, run_id: str) -> Path:
-    if not _RUN_ID.match(run_id):
+    if not _RUN_ID.fullmatch(run_id):
         problem = f"{run_id!r} is no run id"
-        remedy = "Use letters, digits, dots, dashes and underscores"
+        remedy = "Use letters, digits, dots, dashes and underscores, a letter or digit first"
         raise ConfigError(Problem("run_id", None, "", problem, remedy))
     if "://" in loaded.config.run.results_dir:
         problem, remedy = "only a local folder can hold results", "Give a folder"
@@ -183,25 +209,70 @@ def _run_folder(loaded: LoadedConfig, run_id: str) -> Path:
 
 
 def _refuse_other_config(run: Run) -> None:
-    stored = load_config(run.config_path, (), run.loaded.base_dir).config.canonical()
+    stored = load_config(run.config_path).config.canonical()
     keys = list(differing_keys(stored, run.config.canonical()))
-    if keys:
-        problem = f"{run.folder} belongs to another config; it differs at {', '.join(keys[:5])}"
-        remedy = "Use a new run id, or the config (and --set) that the run began with"
-        raise run.loaded.error((keys[0].split(".")), problem, remedy)
+    if not keys:
+        return
+    more = f" and {len(keys) - _KEYS_TOLD} more" if len(keys) > _KEYS_TOLD else ""
+    named = ", ".join(keys[:_KEYS_TOLD]) + more
+    problem = f"{run.folder} belongs to another config, which differs in {named}"
+    remedy = "Use a new run id, or the config (and --set) that the run began with"
+    raise run.loaded.error(key_parts(keys[0]), problem, remedy)
 
 
 def _unknown_run(run_id: str, results_dir: Path) -> ConfigError:
-    known = sorted(path.parent.name for path in results_dir.glob("*/config.yaml"))
-    remedy = f"Runs there: {', '.join(known[-5:])}" if known else "There are no runs there yet"
+    known = _known_runs(results_dir)
+    remedy = f"Runs there: {', '.join(known[-_RUNS_TOLD:])}" if known else "No run is there yet"
     return ConfigError(Problem(str(results_dir), None, "", f"there is no run {run_id!r}", remedy))
 
 
+def _known_runs(results_dir: Path) -> list[str]:
+    if not os.path.isdir(results_dir):
+        return []
+    names = [path.parent.name for path in results_dir.glob("*/config.yaml")]
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _manifest_at(path: Path) -> dict[str, Any]:
+    remedy = "Restore it, or begin a new run"
+    try:
+        manifest = read_json(path)
+    except FileNotFoundError as error:
+        raise ConfigError(Problem(str(path), None, "", "is missing", remedy)) from error
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(Problem(str(path), None, "", "is torn", remedy)) from error
+    if not isinstance(manifest, dict) or not manifest.keys() >= {"run_id", "base_dir", "steps"}:
+        raise ConfigError(Problem(str(path), None, "", "is no manifest of a run", remedy))
+    return manifest
+
+
+# --- a new run -----------------------------------------------------------------------------------
+
+
 def _create(run: Run) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(run.manifest_path, _manifest(run))
-    text = yaml.safe_dump(run.config.canonical(), sort_keys=False, allow_unicode=True)
-    write_atomically(run.config_path, text.encode())
+    """Make the run's folder, with its config and manifest in it from the first moment."""
+    try:
+        _refuse_used_folder(run)
+        partial = run.folder.with_name(f".{run.folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # a killed run's leftovers
+        partial.mkdir(parents=True)
+        write_json(partial / run.manifest_path.name, _manifest(run))
+        write_atomically(partial / run.config_path.name, to_yaml(run.config.canonical()).encode())
+        partial.replace(run.folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "a file stands in its place"
+        problem = f"{run.folder} cannot be made: {reason}"
+        raise run.loaded.error(("run", "results_dir"), problem, "Name another folder") from error
+
+
+def _refuse_used_folder(run: Run) -> None:
+    held = sorted(path.name for path in run.folder.iterdir()) if run.folder.exists() else []
+    if held:
+        problem = f"{run.folder} is no run's folder, yet it holds {', '.join(held[:3])}"
+        remedy = "Use another run id, or move that folder away"
+        raise run.loaded.error(("run", "results_dir"), problem, remedy)
 
 
 def _manifest(run: Run) -> dict[str, Any]:
@@ -239,8 +310,12 @@ def _processor_name() -> str:
 
 
 def _versions() -> dict[str, str]:
-    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
-    return {name: installed[name] for name in _REPORTED_VERSIONS if name in installed}
+    """Installed versions of what shapes the results; a package that is not there is left out."""
+    versions = {}
+    for name in _REPORTED_VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _commit() -> str | None:
@@ -248,6 +323,6 @@ def _commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -1,5 +1,6 @@
 """The YAML config as strict frozen types. Knows what may be asked; not how anything is done."""
 
+from fmgauge.config.keys import key_parts
 from fmgauge.config.loading import LoadedConfig, differing_keys, load_config
 from fmgauge.config.model import Config
 from fmgauge.config.stages import PlannedStage, planned_stages
@@ -9,6 +10,7 @@ __all__ = [
     "LoadedConfig",
     "PlannedStage",
     "differing_keys",
+    "key_parts",
     "load_config",
     "planned_stages",
 ]

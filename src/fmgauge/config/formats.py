@@ -26,7 +26,7 @@ def folder_name(value: str) -> str:
 
 
 def variable_name(value: str) -> str:
-    """`value`, if it can name an environment variable. It is not shown: it may be the key itself."""
+    """`value`, if it can name an environment variable; never shown, for it may be the key."""
     if not _VARIABLE.fullmatch(value):
         remedy = "Give the variable's name, such as OPENAI_API_KEY, never the key itself"
         raise _refused("is not the name of an environment variable", remedy)

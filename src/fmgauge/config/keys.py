@@ -1,4 +1,4 @@
-"""Dotted keys such as `prices.hourly_usd."ml.g5.xlarge"`. Knows their spelling; not their meaning."""
+"""Dotted keys: `prices.hourly_usd."ml.g5.xlarge"`. Knows their spelling; not their meaning."""
 
 from __future__ import annotations
 

@@ -91,7 +91,9 @@ class JsonlSource(Strict):
 class PythonDocsSource(Strict):
     """English passages from the language reference that comes with Python; no download."""
 
-    kind: Literal["python_docs"] = Field(description="Rows come from the Python language reference.")
+    kind: Literal["python_docs"] = Field(
+        description="Rows come from the Python language reference."
+    )
 
 
 class SyntheticSource(Strict):
@@ -125,7 +127,7 @@ Source = Annotated[
 
 
 class Filter(Strict):
-    """Which rows become payloads. Token bounds count the whole rendered prompt and include both ends."""
+    """Which rows become payloads. Token bounds are inclusive and count the whole prompt."""
 
     language: Text | None = Field(default=None, description="Keep rows with this `language`.")
     min_tokens: PositiveInt = Field(default=1, description="Fewest tokens of a rendered prompt.")
@@ -141,7 +143,7 @@ class Workload(Strict):
     source: Source = Field(description="Where the rows come from.")
     template: Text | None = Field(
         default=None,
-        description="Prompt text with {{ column }} places; without it, rows hold prompt or messages.",
+        description="Prompt with {{ column }} places; without it, rows hold prompt or messages.",
     )
     filter: Filter = Field(default_factory=Filter, description="Which rows are kept.")
     max_prompts: PositiveInt = Field(
@@ -255,12 +257,15 @@ class Budgets(Strict):
 
     latency_s: Limits | None = Field(default=None, description="End-to-end latency.")
     ttft_s: Limits | None = Field(default=None, description="Time to first token.")
-    tpot_s: Limits | None = Field(default=None, description="Time per output token after the first.")
+    tpot_s: Limits | None = Field(
+        default=None, description="Time per output token after the first."
+    )
     usd_per_10k_txn: PositiveFloat | None = Field(
         default=None, description="Price of 10,000 successful requests."
     )
     error_rate: Fraction = Field(
-        default=0.0, description="Failed share of the requests; none may fail where it is not given."
+        default=0.0,
+        description="Failed share of the requests; without it, none may fail.",
     )
     spend_usd: PositiveFloat | None = Field(
         default=None, description="Most that the whole run may cost; a dearer one is refused."

@@ -69,7 +69,7 @@ def _location(data: Any, key: str) -> tuple[str | int, ...]:
 
 
 def _index(items: Sequence[Any], part: str, key: str) -> int:
-    if part.isascii() and part.isdigit() and int(part) < len(items):
+    if part.isascii() and part.isdigit() and len(part) < 9 and int(part) < len(items):
         return int(part)
     numbers = f"by its number, 0 to {len(items) - 1}" if items else "only once the list holds one"
     raise _refused(key, f"there is no item {part} in that list", f"Name an item {numbers}")

@@ -34,6 +34,21 @@ class _PlainLoader(yaml.SafeLoader):
     }
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """SafeDumper whose text reads back as itself."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Text in double quotes where it holds one of Unicode's own line breaks.
+
+        In other styles a reader folds them into spaces, as it does ends of lines.
+        """
+        unicode_breaks = any(character in data for character in "\x85\u2028\u2029")
+        return self.represent_scalar(f"{_TAG}str", data, '"' if unicode_breaks else None)
+
+
+_PlainDumper.add_representer(str, _PlainDumper.represent_str)
+
+
 @dataclass(frozen=True)
 class YamlText:
     """A parsed YAML file: its data, and where each part of the data stands.
@@ -77,7 +92,9 @@ class YamlText:
         return Problem(file, self.line(location), self.key(location), problem, remedy)
 
     def _set_on_command_line(self, location: Location) -> bool:
-        return any(tuple(location[: len(start)]) == start for start in self.overridden)
+        named = [str(part) for part in location]
+        starts = ([str(part) for part in start] for start in self.overridden)
+        return any(named[: len(start)] == start for start in starts)
 
 
 def read_yaml(path: Path) -> YamlText:
@@ -91,7 +108,7 @@ def read_yaml(path: Path) -> YamlText:
 
 
 def parse_yaml(text: str, file: str) -> tuple[Any, yaml.Node | None]:
-    """`text` as plain data and as nodes with their lines. ConfigError, naming `file`, where it fails."""
+    """`text` as data and as nodes with lines; ConfigError, naming `file`, if it fails."""
     try:
         loader = _PlainLoader(text)
         root = loader.get_single_node()
@@ -108,6 +125,12 @@ def parse_yaml(text: str, file: str) -> tuple[Any, yaml.Node | None]:
     except (yaml.YAMLError, ValueError, LookupError, OverflowError) as error:
         problem = f"holds a value that cannot be read: {error}"
         raise ConfigError(Problem(file, None, "", problem, "Mend or quote it")) from error
+
+
+def to_yaml(data: Any) -> str:
+    """Plain data as YAML text that `parse_yaml` reads back as equal data."""
+    text: str = yaml.dump(data, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -131,7 +154,10 @@ def _malformed(file: str, error: yaml.MarkedYAMLError) -> Problem:
     line = mark.line + 1 if mark else None
     if error.problem and "'\\t'" in error.problem:
         return Problem(file, line, "", "a tab stands where YAML wants spaces", "Indent with spaces")
-    return Problem(file, line, "", f"is not YAML: {error.problem}", "Mend its syntax")
+    problem = error.problem or "its syntax is wrong"
+    if problem.startswith("but "):
+        problem = f"{error.context}, {problem}"
+    return Problem(file, line, "", f"is not YAML: {problem}", "Mend its syntax")
 
 
 def _too_deep(file: str, line: int | None) -> Problem:
@@ -205,7 +231,8 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node, yaml.Mar
         for key, value in reversed(node.value):  # merged keys stand first, and lose
             if key.value == str(part):
                 return value, key.start_mark
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-        item = node.value[part]
-        return item, item.start_mark
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            if str(index) == str(part):
+                return item, item.start_mark
     return None

@@ -5,6 +5,15 @@ Knows the ledger; not load, metrics or prices.
 
 from fmgauge.deploy.bring_up import bring_up
 from fmgauge.deploy.clean_up import CleanUpReport, clean_up
+from fmgauge.deploy.ledger import read_ledger
 from fmgauge.deploy.serving import Serving, hold_lease, serving
 
-__all__ = ["CleanUpReport", "Serving", "bring_up", "clean_up", "hold_lease", "serving"]
+__all__ = [
+    "CleanUpReport",
+    "Serving",
+    "bring_up",
+    "clean_up",
+    "hold_lease",
+    "read_ledger",
+    "serving",
+]

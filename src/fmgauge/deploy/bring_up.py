@@ -14,7 +14,7 @@ from fmgauge.config.model import Experiment, LlamacppEndpoint, OpenaiEndpoint
 from fmgauge.deploy import llamacpp_servers
 from fmgauge.deploy.llamacpp_servers import Server
 from fmgauge.emulator.lease import renew
-from fmgauge.errors import EndpointError
+from fmgauge.errors import EndpointError, FmgaugeError
 from fmgauge.load import ask_once
 from fmgauge.records import Endpoint, read_endpoints, write_endpoints
 from fmgauge.runs import Run, now_utc
@@ -22,6 +22,7 @@ from fmgauge.transport import Clock, RealClock
 
 BY_HAND_TTL_S = 1800.0
 _FIRST_ANSWER_WITHIN_S = 60.0
+_STILL_ANSWERS_WITHIN_S = 10.0
 # Every prompt is computed in full, and every answer has the length that was asked for.
 _LLAMACPP_BODY = {"cache_prompt": False, "ignore_eos": True, "temperature": 0.0}
 
@@ -78,12 +79,15 @@ def _still_answers(run: Run, known: Endpoint) -> bool:
         return False
     if not llamacpp_servers.is_running(run, known.resource):
         return False
-    return _asked(known, _FIRST_ANSWER_WITHIN_S).state == "ready"
+    return _asked(known, _STILL_ANSWERS_WITHIN_S).state == "ready"
 
 
 def _asked(endpoint: Endpoint, timeout_s: float) -> Endpoint:
     """`endpoint` as it is after one question: ready, or failed with the reason."""
-    answer = ask_once(endpoint, timeout_s=timeout_s)
+    try:
+        answer = ask_once(endpoint, timeout_s=timeout_s)
+    except FmgaugeError as error:  # its key is not set, for one
+        return replace(endpoint, state="failed", error=str(error))
     if answer.status == "ok":
         return endpoint
     reason = f"the first answer was no answer: {answer.status}: {answer.error}"

@@ -14,6 +14,7 @@ from typing import Literal
 from fmgauge.config.model import Experiment, LlamacppEndpoint
 from fmgauge.deploy import processes
 from fmgauge.deploy.ledger import (
+    EventKind,
     LedgerEvent,
     append,
     closing,
@@ -153,8 +154,9 @@ def close(run: Run, event: LedgerEvent) -> Outcome:
     process = _process(run, event)
     if process is not None and not processes.end(process):
         return "left"
-    ever_there = process is not None or event.pid is not None or _ready_path(run, event.name).exists()
-    kind = "deleted" if ever_there else "never_created"
+    listened = _ready_path(run, event.name).exists()
+    was_created = process is not None or event.event == "created" or listened
+    kind: EventKind = "deleted" if was_created else "never_created"
     append(run.ledger_path, closing(event, kind, now_utc().isoformat()))
     return "already_gone" if process is None else "ended"
 

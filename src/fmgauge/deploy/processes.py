@@ -39,7 +39,7 @@ def start_detached(
         (os.POSIX_SPAWN_OPEN, 1, str(log_path), _APPEND, 0o644),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    pid = os.posix_spawn(command[0], command, environment, file_actions=streams, setsid=True)
+    pid = os.posix_spawn(command[0], list(command), environment, file_actions=streams, setsid=True)
     return ProcessId(pid, psutil.Process(pid).create_time())
 
 
@@ -57,8 +57,11 @@ def _is_ended(found: psutil.Process) -> bool:
     """Whether nothing is left of it but its exit status; our own child's is collected."""
     if found.status() != psutil.STATUS_ZOMBIE:
         return False
-    if found.ppid() == os.getpid():
-        found.wait(timeout=0)
+    try:
+        if found.ppid() == os.getpid():
+            found.wait(timeout=0)
+    except psutil.TimeoutExpired:  # its first thread has ended, others are about to
+        return False
     return True
 
 

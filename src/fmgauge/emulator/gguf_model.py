@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmgauge.errors import EndpointError
 from fmgauge.workloads.tokenizer import cache_dir, docs_tokenizer_path
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def built_model(layers: int, width: int) -> BuiltModel:
     """The Llama with `layers` layers of `width`, built where the cache folder lacks it.
 
     The same shape gives the same weights on every machine. `width` is a multiple of 64.
+    Raises EndpointError where the cache cannot be written.
     """
     if layers < 1 or width < 1 or width % _HEAD_SIZE:
         raise ValueError(f"{layers} layers of width {width}: width must be a multiple of 64")
@@ -87,7 +89,10 @@ def built_model(layers: int, width: int) -> BuiltModel:
     tensors = list(_tensors(layers, width, len(vocabulary.tokens)))
     path = cache_dir() / f"llama-{layers}x{width}-{_digest(text)}.gguf"
     if not path.exists():
-        _write_atomically(path, layers, width, vocabulary, tensors)
+        try:
+            _write_atomically(path, layers, width, vocabulary, tensors)
+        except OSError as error:
+            raise EndpointError(f"the model cannot be written to {path}: {error}") from error
     return BuiltModel(path, tokenizer_path, sum(tensor.parameters for tensor in tensors))
 
 
@@ -170,11 +175,11 @@ def _add_shape(writer: GGUFWriter, layers: int, width: int, vocabulary: int) -> 
 
 def _add_tokenizer(writer: GGUFWriter, vocabulary: _Vocabulary) -> None:
     """Add the tokenizer as llama.cpp reads it: GPT-2's, byte-level with GPT-2's splitting."""
-    types = [_CONTROL_TOKEN if t in vocabulary.special else _NORMAL_TOKEN for t in vocabulary.tokens]
+    special = [token in vocabulary.special for token in vocabulary.tokens]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(types)
+    writer.add_token_types([_CONTROL_TOKEN if s else _NORMAL_TOKEN for s in special])
     writer.add_token_merges(vocabulary.merges)
     writer.add_bos_token_id(vocabulary.tokens.index("<s>"))
     writer.add_eos_token_id(vocabulary.tokens.index("</s>"))
@@ -182,9 +187,7 @@ def _add_tokenizer(writer: GGUFWriter, vocabulary: _Vocabulary) -> None:
     writer.add_chat_template(_CHAT_TEMPLATE)
 
 
-def _add_weights(
-    writer: GGUFWriter, tensors: Sequence[_Tensor], speakable: Sequence[bool]
-) -> None:
+def _add_weights(writer: GGUFWriter, tensors: Sequence[_Tensor], speakable: Sequence[bool]) -> None:
     """Add seeded weights; rows of the output for tokens that are no word are zero.
 
     A zero row is never the likeliest token, so greedy decoding gives one word a token. A byte of

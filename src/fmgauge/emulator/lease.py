@@ -71,12 +71,15 @@ def _held_by_pipeline(path: Path, now: datetime) -> bool:
 def hold(path: Path, holder: Holder, ttl_s: float, every_s: float) -> Iterator[None]:
     """Renew the lease at `path` now and every `every_s` seconds while inside.
 
-    Afterwards it is left to lapse, `ttl_s` after the last renewal at the latest.
+    A notebook that a live pipeline runs holds nothing: servers end with the pipeline even where
+    the notebook outlives it. Afterwards a pipeline's lease has expired, one by hand goes on.
     """
-    renew(path, holder, ttl_s)
+    if not renew(path, holder, ttl_s):
+        yield
+        return
     done = threading.Event()
     heartbeat = threading.Thread(
-        target=_keep_renewing, args=(path, holder, ttl_s, every_s, done), daemon=True
+        target=_keep_renewing, args=(path, holder, ttl_s, every_s, done), name="lease", daemon=True
     )
     heartbeat.start()
     try:
@@ -84,13 +87,19 @@ def hold(path: Path, holder: Holder, ttl_s: float, every_s: float) -> Iterator[N
     finally:
         done.set()
         heartbeat.join()
+        if holder == "pipeline":
+            _try_to_renew(path, holder, 0.0)
 
 
 def _keep_renewing(
     path: Path, holder: Holder, ttl_s: float, every_s: float, done: threading.Event
 ) -> None:
     while not done.wait(every_s):
-        try:
-            renew(path, holder, ttl_s)
-        except OSError as error:  # a full disk may have room again before the lease runs out
-            _log.warning("cannot renew the lease %s: %s", path, error)
+        _try_to_renew(path, holder, ttl_s)
+
+
+def _try_to_renew(path: Path, holder: Holder, ttl_s: float) -> None:
+    try:
+        renew(path, holder, ttl_s)
+    except OSError as error:  # a full disk may have room again before the lease runs out
+        _log.warning("cannot renew the lease %s: %s", path, error)

@@ -7,6 +7,7 @@ not who started it, or what is asked of it.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
 import signal
@@ -14,14 +15,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 from fmgauge.emulator.lease import expired
 from fmgauge.records import write_json
 from fmgauge.runs import now_utc
-
-if TYPE_CHECKING:
-    import xllamacpp
 
 MODULE = "fmgauge.emulator.llamacpp_server"
 
@@ -85,16 +83,16 @@ def _end(reason: str) -> NoReturn:
     sys.exit(0)
 
 
-def _started(options: argparse.Namespace) -> xllamacpp.Server:
-    """A server that has loaded the model and listens, or the process's end with the reason."""
+def _started(options: argparse.Namespace) -> Any:
+    """An xllamacpp.Server that listens, or the process's end with the reason."""
     if not options.model.is_file():
         sys.exit(f"there is no model file {options.model}")
     try:
-        import xllamacpp
+        engine = importlib.import_module("xllamacpp")
     except ImportError as error:
         sys.exit(_engine_missing(error))
     try:
-        return xllamacpp.Server(_engine_settings(options))
+        return engine.Server(_settings(engine.CommonParams(), options))
     except RuntimeError as error:
         sys.exit(f"llama.cpp cannot serve {options.model}: {error}")
 
@@ -108,10 +106,8 @@ def _engine_missing(error: ImportError) -> str:
     )
 
 
-def _engine_settings(options: argparse.Namespace) -> xllamacpp.CommonParams:
-    import xllamacpp
-
-    settings = xllamacpp.CommonParams()
+def _settings(settings: Any, options: argparse.Namespace) -> Any:
+    """The engine's own `settings`, an xllamacpp.CommonParams, changed to what is asked for."""
     settings.model.path = str(options.model)
     settings.hostnames, settings.port = ["127.0.0.1"], 0
     settings.n_parallel = options.parallel

@@ -48,9 +48,20 @@ def milliseconds(value_s: float) -> str:
     return f"{milli:.0f}" if milli >= 100 else f"{milli:.3g}"
 
 
+def price(value: float) -> str:
+    """An amount in USD to the millionth, or to three significant digits below: 0.003167."""
+    return f"{value:.{max(6, decimals(value))}f}"
+
+
 def usd(value: float) -> str:
     """A price to compare with others: $89.54, $0.0465."""
     return f"${fixed(value)}"
+
+
+def usd_listed(value: float) -> str:
+    """A price as a list gives it: $0.10, $15.58, $0.0034."""
+    cents = f"{value:,.2f}"
+    return f"${cents}" if float(cents.replace(",", "")) == value else f"${value:.12g}"
 
 
 def usd_total(value: float) -> str:

@@ -18,9 +18,9 @@ from typing import Any
 from fmgauge.workloads.rows import Row, SourceRows
 from fmgauge.workloads.tokenizer import docs_text
 
-# Characters at which a passage ends, in turn. About 4.4 characters make a token, so one in two
-# is short and one in two has 500 to 1000 tokens.
-_PASSAGE_SIZES = (700, 2500, 1100, 2600, 1500, 2700)
+# Characters at which a passage ends, in turn. About four characters make a token, so half the
+# passages are short and half have 500 to 1000 tokens.
+_PASSAGE_SIZES = (700, 2100, 1100, 2600, 2300, 1400, 2100, 2400)
 _SMALLEST_PASSAGE = 300
 _LARGEST_PARAGRAPH = 1200  # a longer block is a long listing: it would overfill a passage
 _LINE_WIDTH = 70  # the reference is wrapped at this column
@@ -39,7 +39,7 @@ class _Block:
 
 
 def python_docs_rows() -> SourceRows:
-    """LongBench-shaped rows, about 160, each a passage and the question what its section says."""
+    """LongBench-shaped rows, about 180, each a passage and the question what its section says."""
     rows = [Row(_longbench_row(title, context)) for title, context in _passages()]
     major, minor, _ = platform.python_version_tuple()
     return SourceRows(rows, (f"pydoc_data.topics (Python {major}.{minor})",))
@@ -88,9 +88,9 @@ def _heading(raw: str) -> str | None:
 
 
 def _readable(text: str) -> bool:
-    is_note_mark = text.startswith("-[")
+    is_mark = text.startswith("-[") or _UNDERLINE.match(text) is not None
     is_table = _RULE.search(text) is not None
-    return not (is_note_mark or is_table or "::=" in text or len(text) > _LARGEST_PARAGRAPH)
+    return not (is_mark or is_table or "::=" in text or len(text) > _LARGEST_PARAGRAPH)
 
 
 def _clean(raw: str) -> str:

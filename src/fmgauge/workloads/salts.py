@@ -24,7 +24,7 @@ def sending_salt(seed: int, stage: str, number: int) -> str:
     It depends on the run's seed, the stage's name and the number alone, so candidates that are
     compared get equal prompts, and no later stage or sending repeats what a cache may hold.
     """
-    key = seed.to_bytes(max(1, (seed.bit_length() + 7) // 8), "little")[:32]
+    key = str(seed).encode()[: hashlib.blake2s.MAX_KEY_SIZE]
     digest = hashlib.blake2s(f"{stage}/{number}".encode(), key=key).digest()
     digits = int.from_bytes(digest, "little") % 10**SALT_DIGITS
     return " ".join(f"{digits:0{SALT_DIGITS}d}")

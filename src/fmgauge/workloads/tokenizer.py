@@ -146,7 +146,7 @@ def tokenizer_choice(loaded: LoadedConfig, workload: Workload) -> TokenizerChoic
         if name is not None:
             label = f"{name} of {experiment.name}" if differ else name
             return TokenizerChoice(label, False, experiment.model.tokenizer, index)
-    return TokenizerChoice(f"{own} (approximate)", True)
+    return TokenizerChoice(own, True)
 
 
 def _tokenizer_name(experiment: Experiment, own: str) -> str | None:
@@ -159,7 +159,7 @@ def _tokenizer_name(experiment: Experiment, own: str) -> str | None:
 
 
 def load_tokenizer(loaded: LoadedConfig, choice: TokenizerChoice) -> PromptTokenizer:
-    """The chosen tokenizer, read from its file or from the hub; ConfigError where it is not there."""
+    """The chosen tokenizer, from its file or from the hub; ConfigError where it is not there."""
     from tokenizers import Tokenizer
 
     if choice.named is None:

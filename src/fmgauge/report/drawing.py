@@ -1,0 +1,127 @@
+"""What the report's pictures share: size, colours, grids of panels, legends, PNG. Knows no data.
+
+Colours are seaborn's palette for the colour-blind, and a marker, a hatch or a word says the same
+again. Every picture is 9 inches wide, and as high as its candidates need. Nothing here touches
+matplotlib's global state.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from fmgauge.report.material import NOT_RUN, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH_IN, DPI = 9.0, 150
+INK, GREY, PALE = "#333333", "#8c8c8c", "#d9d9d9"
+BLUE, VERMILION = "#0173b2", "#d55e00"  # of the colour-blind palette
+BUDGET: dict[str, Any] = {"color": INK, "linestyle": (0, (5, 3)), "linewidth": 1.2}
+MARKERS = "osD^vPX*<>"
+LABEL: dict[str, Any] = {"fontsize": 9, "color": INK}
+TITLE: dict[str, Any] = {**LABEL, "loc": "left"}
+LEGEND: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "frameon": False}
+
+_LEFT_IN, _RIGHT_IN, _BOTTOM_IN = 0.75, 0.12, 0.62
+_GAP_IN, _TITLE_IN = 0.15, 0.3  # between columns, and above each row
+
+
+def fitted_figure(height_in: float) -> Figure:
+    """A figure whose margins fit its texts; for few panels, since the fitting takes its time."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
+
+
+def panel_grid(n_panels: int, legend_in: float) -> tuple[Figure, list[Axes]]:
+    """A figure with `n_panels` panels that share both axes, `legend_in` inches left above them."""
+    from matplotlib.figure import Figure
+
+    n_columns = columns_of(n_panels)
+    n_rows = math.ceil(n_panels / n_columns)
+    panel_in = max(1.2, 3.6 - 0.8 * (n_columns - 1))
+    height_in = legend_in + _BOTTOM_IN + n_rows * (panel_in + _TITLE_IN)
+    figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI)
+    grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    panel_width_in = (WIDTH_IN - _LEFT_IN - _RIGHT_IN - (n_columns - 1) * _GAP_IN) / n_columns
+    figure.subplots_adjust(
+        left=_LEFT_IN / WIDTH_IN,
+        right=1 - _RIGHT_IN / WIDTH_IN,
+        top=1 - (legend_in + _TITLE_IN) / height_in,
+        bottom=_BOTTOM_IN / height_in,
+        wspace=_GAP_IN / panel_width_in,
+        hspace=_TITLE_IN / panel_in,
+    )
+    for axes in grid[n_panels:]:
+        axes.set_visible(False)
+    for axes in grid[n_panels - n_columns : n_panels]:
+        axes.tick_params(labelbottom=True)
+    return figure, list(grid[:n_panels])
+
+
+def columns_of(n_panels: int) -> int:
+    """How many panels stand side by side, at most 5."""
+    return n_panels if n_panels <= 3 else min(5, math.ceil(math.sqrt(n_panels)))
+
+
+def title_length(n_panels: int) -> int:
+    """How many characters of a title fit above one of `n_panels` panels."""
+    return 110 // columns_of(n_panels)
+
+
+def name_axes(figure: Figure, across: str, up: str) -> None:
+    """Name the axes that all panels share, with their units."""
+    figure.supxlabel(plain(across), y=0.1 / figure.get_figheight(), va="bottom", **LABEL)
+    figure.supylabel(plain(up), x=0.1 / WIDTH_IN, ha="left", **LABEL)
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], n_columns: int, title: str = "") -> None:
+    """One legend for all panels, at the figure's top."""
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.0)}
+    figure.legend(handles=handles, ncols=n_columns, title=title or None, **place, **LEGEND)
+
+
+def quiet(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
+    """Light grid behind the data, no box around it."""
+    axes.grid(True, axis=grid, color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+    axes.tick_params(labelsize=8, length=0, colors=INK)
+
+
+def say(axes: Axes, words: str) -> None:
+    """Words in the middle of a panel that has nothing to draw."""
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", **LABEL)
+
+
+def missing(row: Row) -> str:
+    """Why a stage has no figure, in two words."""
+    return NOT_RUN if row["status"] != "ok" else "all failed" if row["n_requests"] else "no request"
+
+
+def interval(row: Row, name: str) -> tuple[float, float]:
+    """The bounds of an interval; NaN where the metrics hold none."""
+    return float(row.get(f"{name}_ci_low", math.nan)), float(row.get(f"{name}_ci_high", math.nan))
+
+
+def plain(text: str) -> str:
+    """`text` for matplotlib, which takes what stands between two dollar signs as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without a note on what wrote it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script the font lacks
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()

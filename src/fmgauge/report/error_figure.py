@@ -1,0 +1,90 @@
+"""The error rates: one field a stage. Knows how to draw shares; counts no failures."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fmgauge.report import wording
+from fmgauge.report.drawing import INK, LABEL, PALE, TITLE, VERMILION, fitted_figure, plain
+from fmgauge.report.escaping import shortened
+from fmgauge.report.material import NOT_RUN, Material
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_GRIDS_ABREAST = 3
+_UNKNOWN: dict[str, Any] = {
+    "facecolor": "white",
+    "edgecolor": PALE,
+    "hatch": "////",
+    "linewidth": 0,
+}
+
+
+def error_rates(material: Material) -> Figure:
+    """The failed share of every stage: one grid a workload, candidates down, concurrency across."""
+    workloads = [workload.name for workload in material.config.workloads]
+    n_columns = min(_MOST_GRIDS_ABREAST, len(workloads))
+    n_rows = math.ceil(len(workloads) / n_columns)
+    figure = fitted_figure(0.7 + n_rows * (0.75 + 0.3 * len(material.experiments)))
+    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
+    for axes, workload in zip(panels, workloads, strict=False):
+        _draw_grid(axes, _shares(material, workload), _top(material.metrics))
+        axes.set_title(plain(shortened(workload, 34)), **TITLE)
+    for axes in panels[len(workloads) :]:
+        axes.set_visible(False)
+    figure.suptitle(_title(material.metrics), fontsize=11, color=INK)
+    figure.supxlabel("Concurrency, requests in flight", **LABEL)
+    return figure
+
+
+def _title(metrics: pd.DataFrame) -> str:
+    rates = metrics["error_rate"].dropna()
+    if rates.empty:
+        return "No request was measured"
+    if (rates == 0).all():
+        return "No measured request failed"
+    return f"Failed share of the measured requests, up to {wording.percent(rates.max())}"
+
+
+def _top(metrics: pd.DataFrame) -> float:
+    """The share that gets the full colour: the highest, but small ones stay pale."""
+    return max([0.05, *metrics["error_rate"].dropna()])
+
+
+def _shares(material: Material, workload: str) -> pd.DataFrame:
+    """Failed share by experiment (rows) and concurrency (columns); NaN where none is known."""
+    rows = material.metrics[material.metrics["workload"] == workload]
+    grid = rows.pivot(index="experiment_name", columns="concurrency", values="error_rate")
+    return grid.reindex([experiment.name for experiment in material.experiments])
+
+
+def _draw_grid(axes: Axes, grid: pd.DataFrame, top: float) -> None:
+    import seaborn as sns
+
+    n_rows, n_columns = grid.shape
+    colors = sns.light_palette(VERMILION, as_cmap=True)
+    axes.pcolormesh(grid.to_numpy(), vmin=0, vmax=top, cmap=colors, edgecolors="white", lw=1.5)
+    size = 8 if n_columns <= 4 else 7
+    for y, rates in enumerate(grid.to_numpy()):
+        for x, rate in enumerate(rates):
+            _write_field(axes, x, y, float(rate), size)
+    labels = [plain(shortened(str(name), 32)) for name in grid.index]
+    axes.set_yticks([y + 0.5 for y in range(n_rows)], labels)
+    axes.set_xticks([x + 0.5 for x in range(n_columns)], [str(level) for level in grid.columns])
+    axes.set_ylim(n_rows, 0)
+    axes.tick_params(length=0, labelsize=8, colors=INK)
+    axes.spines[:].set_visible(False)
+
+
+def _write_field(axes: Axes, x: int, y: int, rate: float, size: int) -> None:
+    """The share in words; a field without one is hatched."""
+    if math.isnan(rate):
+        from matplotlib.patches import Rectangle
+
+        axes.add_patch(Rectangle((x + 0.02, y + 0.04), 0.96, 0.92, **_UNKNOWN))
+    words = NOT_RUN if math.isnan(rate) else wording.percent(rate)
+    axes.text(x + 0.5, y + 0.5, words, ha="center", va="center", fontsize=size, color=INK)

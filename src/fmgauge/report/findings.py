@@ -1,0 +1,535 @@
+"""What a run says, in computed sentences. Knows words and which numbers go into them.
+
+Every sentence is Markdown made from figures; text from configs and errors goes in escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from fmgauge.config.model import Experiment
+from fmgauge.decision import Budget, Recommendation, StageVerdict
+from fmgauge.metrics import PER_TOKEN, PERCENTILES
+from fmgauge.pricing import Price
+from fmgauge.report import wording
+from fmgauge.report.escaping import Markdown, code, joined
+from fmgauge.report.latency_figures import MOST_POINTS, measured_points
+from fmgauge.report.material import Material, Row, instance_of, read_material
+from fmgauge.runs import Run
+from fmgauge.statistics import samples_needed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEE_TABLE = " See table below."
+_MOST_NAMED = 4  # experiments that one sentence names
+
+
+def answer_sentences(run: Run) -> Markdown:
+    """The answer of a run whose metrics and decision exist, as Markdown for a notebook."""
+    return answer(read_material(run))
+
+
+def answer(material: Material) -> Markdown:
+    """Which stage to buy, what it gives and costs, and how many stages missed a budget."""
+    missed = failed_criteria(material).removesuffix(SEE_TABLE)
+    return Markdown("\n\n".join([summary(material), details(material), missed]))
+
+
+# --- what was measured, and on what -------------------------------------------------------------
+
+
+def measured(material: Material) -> list[Markdown]:
+    """What was measured, where, when and how, and at which prices; one item each."""
+    return [_what(material), _where(material), _when(material), _prices(material)]
+
+
+def _what(material: Material) -> Markdown:
+    sentences = dict.fromkeys(map(_engine, material.experiments))
+    return Markdown("**What:** " + " ".join(sentences))
+
+
+def _engine(experiment: Experiment) -> Markdown:
+    """One experiment's model and engine in a sentence, alike where experiments share them."""
+    model, endpoint = code(experiment.model.name), experiment.endpoint
+    if endpoint.kind == "openai":
+        return Markdown("{} behind an OpenAI-compatible server that was already there.").fill(model)
+    if endpoint.gguf is None:
+        return Markdown(
+            "{} on the embedded llama.cpp engine. The model has random weights that fmgauge made: "
+            "its speed is real, its words are not."
+        ).fill(model)
+    file = code(PurePath(endpoint.gguf).name)
+    return Markdown("{} (file {}) on the embedded llama.cpp engine.").fill(model, file)
+
+
+def _where(material: Material) -> Markdown:
+    embedded = {experiment.endpoint.kind == "llamacpp" for experiment in material.experiments}
+    subject = "the machine that sent the load" if embedded == {False} else "one machine for both"
+    if embedded == {True}:
+        subject = "engine and load generator shared one machine"
+    machine = material.manifest["machine"]
+    return Markdown("**Where:** {}, with {} ({}), {} GiB of memory, {}.").fill(
+        subject,
+        machine["processor"],
+        wording.plural(machine["cores"], "core"),
+        machine["memory_gib"],
+        machine["system"],
+    )
+
+
+def _when(material: Material) -> Markdown:
+    metrics = material.metrics
+    n_done = int((metrics["status"] == "ok").sum())
+    n_requests, n_failed = int(metrics["n_requests"].sum()), int(metrics["n_failed"].sum())
+    return Markdown("**When and how:** {}, {} of {}, {}: {}, {} of which failed.").fill(
+        _dates(material),
+        n_done,
+        wording.plural(len(metrics), "planned stage"),
+        joined(load_shapes(material), "; "),
+        wording.plural(n_requests, "measured request"),
+        f"{n_failed:,}" if n_failed else "none",
+    )
+
+
+def _dates(material: Material) -> str:
+    days = sorted({stage.started_at[:10] for stage in material.stages})
+    if len(days) < 2:
+        return days[0] if days else "no stage was run"
+    return f"{days[0]} to {days[-1]}"
+
+
+def load_shapes(material: Material) -> list[str]:
+    """Each different load that the config asks for, in words."""
+    loads = [load for experiment in material.experiments for load in experiment.load]
+    return [
+        f"closed loop with {joined(load.concurrency)} in flight, "
+        f"{wording.limit(load.duration_s)} s measured after {wording.limit(load.warmup_s)} s of "
+        "warm-up"
+        for load in dict.fromkeys(loads)
+    ]
+
+
+def _prices(material: Material) -> Markdown:
+    """Every price with its source; the sentence of a source stands once."""
+    by_source: dict[Markdown, list[Markdown]] = {}
+    for experiment in material.experiments:
+        price = material.prices[experiment.name]
+        words = by_source.setdefault(_source(price), [])
+        words.append(_price_words(experiment, price))
+    sentences = (
+        Markdown("{} ({}).").fill(joined(dict.fromkeys(words)), source)
+        for source, words in by_source.items()
+    )
+    return Markdown("**Prices:** " + " ".join(sentences))
+
+
+def _price_words(experiment: Experiment, price: Price) -> Markdown:
+    if price.usd_per_hour is None:
+        return Markdown("{} at {} per million prompt tokens and {} per million output tokens").fill(
+            code(experiment.model.name),
+            Markdown(wording.usd_listed(price.usd_per_1m_input or 0)),
+            Markdown(wording.usd_listed(price.usd_per_1m_output or 0)),
+        )
+    count = experiment.instance_count
+    each = Markdown("{} at {} an hour").fill(
+        code(instance_of(experiment)), Markdown(wording.usd_listed(price.usd_per_hour / count))
+    )
+    return each if count == 1 else Markdown("{}, times {}").fill(each, count)
+
+
+def _source(price: Price) -> Markdown:
+    if price.as_of is None:
+        return Markdown("source: {}, where no date is given").fill(price.source)
+    return Markdown("source: {}; as of {}").fill(price.source, price.as_of)
+
+
+# --- the summary --------------------------------------------------------------------------------
+
+
+def summary(material: Material) -> Markdown:
+    """The answer for the workload of interest in one sentence."""
+    recommendation = material.recommendation
+    opening = Markdown(
+        'We did performance benchmarking for {} on "{}" on {} and based on the test '
+    )
+    opening = opening.fill(_models(material), _instances(material), _datasets(material))
+    workload = code(material.workload)
+    if recommendation.chosen is None:
+        none = Markdown("{}results no experiment meets every budget for dataset {}. {}")
+        return none.fill(opening, workload, recommendation.reason)
+    provided = Markdown(
+        "{}results the best price performance for dataset {} is provided by the {}."
+    )
+    return provided.fill(opening, workload, _provider(material, recommendation.chosen))
+
+
+def _models(material: Material) -> Markdown:
+    return joined(dict.fromkeys(code(e.model.name) for e in material.experiments))
+
+
+def _instances(material: Material) -> Markdown:
+    return joined(dict.fromkeys(code(instance_of(e)) for e in material.experiments), ", ")
+
+
+def _datasets(material: Material) -> Markdown:
+    names = dataset_names(material)
+    if len(material.config.workloads) > 1 or len(names) > 1:
+        return Markdown("multiple datasets")
+    return Markdown("the dataset {}").fill(joined(map(code, names)))
+
+
+def dataset_names(material: Material) -> list[str]:
+    """The data sets behind all workloads, each once, in the order of use."""
+    return list(
+        dict.fromkeys(name for facts in material.workloads.values() for name in facts["datasets"])
+    )
+
+
+def _provider(material: Material, stage: StageVerdict) -> Markdown:
+    """What to buy: the instance type, and the experiment where the type names several."""
+    instance = code(stage.instance_type)
+    if not material.shares_instance(stage.instance_type):
+        return instance
+    return Markdown("{} with experiment {}").fill(instance, code(stage.experiment))
+
+
+def details(material: Material) -> Markdown:
+    """What the answer costs and gives, and how far the next best experiment is."""
+    chosen = material.recommendation.chosen
+    if chosen is None:
+        return closest_sentence(material)
+    row = material.row(chosen)
+    return Markdown(
+        "At a concurrency of {} it costs {} per 10,000 transactions, with {} and {} "
+        "transactions/minute. {} This is one run: how much another would differ, it cannot tell."
+    ).fill(
+        chosen.concurrency,
+        _usd(row["usd_per_10k_txn"]),
+        _mean_latency(row),
+        wording.whole(row["transactions_per_minute"]),
+        _runner_up(material, chosen),
+    )
+
+
+def closest_sentence(material: Material) -> Markdown:
+    """Which stage the table beside it shows where none meets the budgets."""
+    closest = material.recommendation.closest
+    if closest is None:
+        return Markdown("There are no figures to show.")
+    words = "The table shows the stage that came closest, {} at a concurrency of {}."
+    return Markdown(words).fill(code(closest.experiment), closest.concurrency)
+
+
+def _mean_latency(row: Row) -> str:
+    low, high = (float(row.get(f"latency_mean_ci_{end}", math.nan)) for end in ("low", "high"))
+    mean = f"a mean latency of {wording.fixed(row['latency_mean'])} s"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return mean
+    return f"{mean} (within-run 95 % interval {wording.fixed(low)} to {wording.fixed(high)} s)"
+
+
+def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
+    """The cheapest stage of another experiment within every budget, beside the chosen one."""
+    others = [
+        stage
+        for stage in material.stage_verdicts(material.workload)
+        if stage.meets_budgets and stage.experiment != chosen.experiment
+    ]
+    if len(material.experiments) == 1:
+        return Markdown("It is the only experiment of this run.")
+    if not others:
+        return Markdown("No other experiment meets every budget.")
+    second = min(others, key=_price_of)
+    return Markdown("Next is {} at a concurrency of {}: {} per 10,000, {}.").fill(
+        code(second.experiment),
+        second.concurrency,
+        _usd(_price_of(second) * 1e4),
+        _how_much_more(_price_of(second), _price_of(chosen)),
+    )
+
+
+def _how_much_more(price: float, base: float) -> str:
+    if wording.usd(price) == wording.usd(base):
+        return "the same price"
+    return f"{wording.percent(price / base - 1)} more"
+
+
+def _price_of(stage: StageVerdict) -> float:
+    return math.inf if stage.price_per_txn is None else stage.price_per_txn
+
+
+def failed_criteria(material: Material) -> Markdown:
+    """How many stages failed a criterion, and which criteria there are."""
+    missed = [stage for stage in material.decision.stages if not stage.meets_budgets]
+    failed = [s for s in missed if any(check.verdict == "FAIL" for check in s.checks)]
+    total = Markdown(
+        "There were a total of {} experiment run(s) that failed at least one configured "
+        "performance criteria: {}."
+    ).fill(len(failed), joined(map(_criterion, material.decision.budgets), ", "))
+    notes = "".join(_notes_on_failed(material, failed, len(missed) - len(failed)))
+    return Markdown(total + notes + (SEE_TABLE if missed else ""))
+
+
+def _notes_on_failed(
+    material: Material, failed: list[StageVerdict], n_undecided: int
+) -> Iterator[str]:
+    n_not_run = sum(material.row(stage)["status"] != "ok" for stage in failed)
+    if n_not_run:
+        yield f" {n_not_run} of them could not be run."
+    if n_undecided:
+        yield f" For {n_undecided} more, too few requests were measured to decide."
+
+
+def _criterion(budget: Budget) -> Markdown:
+    limit = wording.limit(budget.limit)
+    if budget.unit == "s":
+        return Markdown("{} < {}").fill(code(budget.label), code(f"{limit}s"))
+    return Markdown("{}: {}").fill(
+        code(budget.label), code(f"${limit}" if budget.unit == "usd" else limit)
+    )
+
+
+def costs(material: Material) -> Markdown:
+    """What all experiments cost together."""
+    return Markdown(
+        "The cost to run each experiment is provided in the table below. The total cost for "
+        "running all experiments is {}."
+    ).fill(Markdown(wording.usd_total(float(material.costs["cost"].sum()))))
+
+
+# --- per instance -------------------------------------------------------------------------------
+
+
+def datasets_sentence(material: Material) -> Markdown:
+    """What the next table is about, and from which data sets the prompts came."""
+    return Markdown(
+        "The following table provides the best combinations for running inference for different "
+        "sizes prompts on different instance types. The following dataset(s) were used for this "
+        "test: {}."
+    ).fill(joined(map(code, dataset_names(material)), ", "))
+
+
+def recommendation_sentence(material: Material, recommendation: Recommendation) -> Markdown:
+    """The best option for one workload on one instance type, or that there is none."""
+    payload = code(f"payload_{recommendation.workload}.jsonl")
+    place = _place(recommendation.instance_type or "")
+    if recommendation.chosen is None:
+        none = "No option {} stays within every budget for the {} dataset. {}"
+        return Markdown(none).fill(place, payload, recommendation.reason)
+    return Markdown("{} {}").fill(
+        _best_option(material, recommendation.chosen, place, payload),
+        _achieved(material.row(recommendation.chosen)),
+    )
+
+
+def _best_option(
+    material: Material, stage: StageVerdict, place: Markdown, payload: Markdown
+) -> Markdown:
+    level = code(f"concurrency level of {stage.concurrency}")
+    option = Markdown("a {}").fill(level)
+    if material.shares_instance(stage.instance_type):
+        option = Markdown("{} at a {}").fill(code(stage.experiment), level)
+    return Markdown("The best option for staying within {} {} for the {} dataset is {}.").fill(
+        _time_budgets(material), place, payload, option
+    )
+
+
+def _place(instance_type: str) -> Markdown:
+    if instance_type == PER_TOKEN:
+        return Markdown("at a price per token")
+    return Markdown("on a {}").fill(code(instance_type))
+
+
+def _time_budgets(material: Material) -> Markdown:
+    """The budgets on time in words, or that there is none."""
+    times = [
+        Markdown("a {} budget of {}").fill(
+            _spoken(budget.label), code(wording.seconds(budget.limit))
+        )
+        for budget in material.decision.budgets
+        if budget.unit == "s"
+    ]
+    return joined(times) if times else Markdown("every budget")
+
+
+def _spoken(label: str) -> str:
+    """A budget's label within a sentence: Latency p95 is latency p95, TTFT stays."""
+    return label[0].lower() + label[1:] if label[1:2].islower() else label
+
+
+def _achieved(row: Row) -> Markdown:
+    return Markdown("A concurrency level of {} achieves an {}, for an {} and {} with {}.").fill(
+        row["concurrency"],
+        code(f"average latency of {wording.short(row['latency_mean'])} seconds"),
+        code(f"average prompt size of {wording.whole(row['prompt_token_count_mean'])} tokens"),
+        code(f"completion size of {wording.whole(row['completion_token_count_mean'])} tokens"),
+        code(f"{wording.whole(row['transactions_per_minute'])} transactions/minute"),
+    )
+
+
+# --- how to read the pictures -------------------------------------------------------------------
+
+
+def readings(material: Material) -> dict[str, Markdown]:
+    """How to read each picture and what it shows, by the picture's file name without its end."""
+    return {
+        "business_summary": Markdown(
+            "*How to read it.* Each row is a candidate at its cheapest load level within every budget, "
+            "or where there is none, at the one that misses fewest. Dashed lines are budgets; a black "
+            "line at a bar's end is a within-run 95 % interval."
+        ),
+        "error_rates": Markdown(
+            "*How to read it.* Each field is a stage, with the failed share of its measured requests. "
+            "A latency beside failures tells only of the requests that survived. {}"
+        ).fill(_failures_overall(material.metrics)),
+        "tokens_vs_latency": Markdown(
+            "*How to read it.* Each point is a measured request that succeeded. Latency that rises "
+            "with the prompt's tokens is time spent reading the prompt; latency that rises with the "
+            "requests in flight is time spent waiting or sharing. {}"
+        ).fill(_points_drawn(material)),
+        "concurrency_vs_inference_latency": Markdown(
+            "*How to read it.* A line that stays flat has capacity to spare; where latency grows in "
+            "proportion to concurrency, requests wait for each other. Error bars are within-run 95 % "
+            "intervals. {}"
+        ).fill(_growth(material)),
+    }
+
+
+def _failures_overall(metrics: pd.DataFrame) -> str:
+    n, n_failed = int(metrics["n_requests"].sum()), int(metrics["n_failed"].sum())
+    return f"Of {wording.plural(n, 'measured request')}, {n_failed:,} failed."
+
+
+def _points_drawn(material: Material) -> str:
+    n = len(measured_points(material.requests))
+    if n <= MOST_POINTS:
+        return f"All {n:,} are drawn."
+    return f"Of {n:,}, {MOST_POINTS:,} are drawn, chosen by a seeded draw."
+
+
+def _growth(material: Material) -> Markdown:
+    """How much mean latency grew from the lowest load to the highest, for a few experiments."""
+    rows = material.metrics[material.metrics["workload"] == material.workload]
+    rows = rows[rows["latency_mean"].notna()].sort_values("concurrency")
+    grown = [
+        Markdown("for {} it is {} times as high at {} as at {}").fill(
+            code(name),
+            wording.short(one["latency_mean"].iloc[-1] / one["latency_mean"].iloc[0]),
+            one["concurrency"].iloc[-1],
+            one["concurrency"].iloc[0],
+        )
+        for name, one in rows.groupby("experiment_name", sort=False)
+        if len(one) > 1
+    ]
+    if not grown:
+        return Markdown("")
+    few = grown[:_MOST_NAMED]
+    more = "" if len(few) == len(grown) else f" ({len(grown) - len(few)} more in the table below)"
+    return Markdown("Here, {}{}.").fill(joined(few), more)
+
+
+# --- how it was measured ------------------------------------------------------------------------
+
+
+def how_measured(material: Material) -> list[Markdown]:
+    """How the figures came about, one item each."""
+    return [
+        _window(material),
+        _definitions(),
+        _percentiles(),
+        *_prompts(material),
+        _token_counts(material),
+    ]
+
+
+def _window(material: Material) -> Markdown:
+    phases = material.requests["phase"].value_counts()
+    counts = [f"{phases.get(phase, 0):,}" for phase in ("warmup", "measured", "drain")]
+    return Markdown(
+        "Each stage is a closed loop: as soon as one answer ends, the next request starts. Load runs "
+        "before, through and after a fixed window; {} warm-up, {} measured and {} drain requests "
+        "were sent. {}"
+    ).fill(*counts, _kept_in_flight(material.metrics))
+
+
+def _kept_in_flight(metrics: pd.DataFrame) -> str:
+    kept = (metrics["mean_in_flight"] / metrics["concurrency"]).dropna()
+    if kept.empty:
+        return "No window was measured."
+    low, high = wording.percent(kept.min()), wording.percent(kept.max())
+    span = low if low == high else f"{low} to {high}"
+    return f"Over the windows, {span} of the asked number were in flight on average."
+
+
+def _definitions() -> Markdown:
+    return Markdown(
+        "Latency runs from the instant a request was sent to its last token, TTFT to its first; "
+        "TPOT is the time per token after the first. Rates count what happened inside the window. "
+        "A transaction is one successful request; an hourly price is divided by the rate that the "
+        "stage reached."
+    )
+
+
+def _percentiles() -> Markdown:
+    needs = joined(f"{name} {samples_needed(p)}" for name, p in PERCENTILES.items())
+    return Markdown(
+        "Means are over successful requests. Percentiles are over all of them, a failed one "
+        "counting as infinitely slow, and are n/a below the number of requests that carries "
+        "them ({}). What stands in brackets after a mean is a within-run 95 % interval: optimistic, "
+        "for the requests of one run are not independent."
+    ).fill(needs)
+
+
+def _prompts(material: Material) -> Iterator[Markdown]:
+    for workload in material.config.workloads:
+        facts = material.workloads[workload.name]
+        dropped = [f"{n:,} by {name}" for name, n in facts["rows_dropped"].items() if n]
+        notes = "".join(f" {note}." for note in facts["notes"])
+        yield Markdown(
+            "Dataset {}: {} of {} to {} tokens (mean {}) from {} of {}{}; {} kept for warm-up "
+            "and drain. {}{}"
+        ).fill(
+            code(workload.name),
+            wording.plural(facts["prompts"], "prompt"),
+            facts["prompt_tokens_min"],
+            facts["prompt_tokens_max"],
+            wording.whole(facts["prompt_tokens_mean"]),
+            wording.plural(facts["rows_read"], "row"),
+            joined(map(code, facts["datasets"])),
+            f", dropped: {', '.join(dropped)}" if dropped else "",
+            facts["prompts_reserved"],
+            _salt(workload.salt),
+            notes,
+        )
+
+
+def _salt(salted: bool) -> str:
+    if salted:
+        return "Every sending begins with digits of its own, so that no prompt cache answers."
+    return "Prompts are sent as they are: a prompt cache may have answered."
+
+
+def _token_counts(material: Material) -> Markdown:
+    labels = dict.fromkeys(
+        f"{facts['tokenizer']}{' (approximate)' if facts['approximate'] else ''}"
+        for facts in material.workloads.values()
+    )
+    served = sorted(set(material.metrics["token_source"]) - {"none"})
+    whose = {
+        "server": "as the server reported them",
+        "tokenizer": "counted with that tokenizer",
+    }.get("+".join(served), "as the server reported them, or counted with that tokenizer")
+    if not served:
+        whose = "not known, for nothing was served"
+    return Markdown("Prompts were chosen by tokens of {}. The tokens served are {}.").fill(
+        joined(labels), whose
+    )
+
+
+def _usd(value: float) -> Markdown:
+    """A price of ours, whose dollar sign needs no escape."""
+    return Markdown(wording.usd(float(value)))

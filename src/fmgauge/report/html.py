@@ -1,0 +1,146 @@
+"""report.md as one HTML page that needs nothing beside it. Knows Markdown and HTML; no figures.
+
+The Markdown is read with HTML off, so what looks like a tag is shown as text. Two things are let
+through: the span that colours a verdict, written exactly as the tables write it, and links and
+pictures that the caller names.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_inline import StateInline
+    from markdown_it.token import Token
+
+_VERDICT = re.compile(r"<span style='color:(green|red)'>|</span>")
+_CLASSES = {"green": "met", "red": "missed", None: ""}
+_NUMBER = re.compile(r"[\d.]+( %)?( \([\d.]+ to [\d.]+\))?$|∞|n/a|not run$|none$")
+_SHORT = 40  # characters that a cell never breaks
+
+
+def report_html(
+    markdown: str, pictures: Mapping[str, bytes], links: Sequence[str], title: str
+) -> str:
+    """`markdown` as a whole page with `pictures` (PNG by name) within it.
+
+    A link leads only to one of `links`, and a picture is only one of `pictures`: anything else
+    of that shape stays text.
+    """
+    from markupsafe import Markup
+
+    parser = _parser()
+    allowed = {*links, *pictures}
+    parser.validateLink = lambda url: url in allowed
+    tokens = parser.parse(markdown)
+    contents = list(_with_anchors(tokens))
+    for token in _inline(tokens):
+        _embed(token, pictures)
+    _dress_tables(tokens)
+    body = Markup(parser.renderer.render(tokens, parser.options, {}))
+    template = _environment().get_template("report.html.j2")
+    return template.render(title=title, body=body, contents=contents)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("fmgauge.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("autolink")
+    parser.inline.ruler.before("html_inline", "verdict", _verdict_span)
+    parser.add_render_rule("table_open", _table_open)
+    parser.add_render_rule("table_close", _table_close)
+    return parser
+
+
+def _verdict_span(state: StateInline, silent: bool) -> bool:
+    """A verdict's span at this place in the text, and nothing else that looks like a tag."""
+    match = _VERDICT.match(state.src, state.pos, state.posMax)
+    if match is None:
+        return False
+    if not silent:
+        color = match[1]
+        tag = f'<span class="{_CLASSES[color]}">' if color else "</span>"
+        state.push("html_inline", "", 0).content = tag
+    state.pos = match.end()
+    return True
+
+
+def _table_open(self: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """A table scrolls within its own frame, so that the page never does sideways."""
+    return '<div class="table" role="region" tabindex="0" aria-label="Table"><table>\n'
+
+
+def _table_close(self: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return "</table></div>\n"
+
+
+def _with_anchors(tokens: Sequence[Token]) -> list[tuple[str, str]]:
+    """Give every section an anchor; the anchors and the sections' names."""
+    contents = []
+    for token, inline in zip(tokens, tokens[1:], strict=False):
+        if token.type == "heading_open" and token.tag == "h2":
+            anchor = re.sub(r"[^a-z0-9]+", "-", inline.content.lower()).strip("-")
+            token.attrSet("id", anchor)
+            contents.append((anchor, inline.content))
+    return contents
+
+
+def _inline(tokens: Sequence[Token]) -> list[Token]:
+    return [child for token in tokens for child in token.children or []]
+
+
+def _embed(token: Token, pictures: Mapping[str, bytes]) -> None:
+    """Put a picture's bytes where its name stood."""
+    if token.type == "image":
+        encoded = base64.b64encode(pictures[str(token.attrs["src"])]).decode("ascii")
+        token.attrSet("src", f"data:image/png;base64,{encoded}")
+
+
+def _dress_tables(tokens: Sequence[Token]) -> None:
+    """Right-align the columns that hold only figures; keep short texts on one line."""
+    for columns in _tables(tokens):
+        for cells in columns:
+            is_number = all(_NUMBER.match(text) for _, text in cells[1:])
+            for cell, text in cells:
+                if is_number:
+                    cell.attrJoin("class", "number")
+                elif len(text) <= _SHORT:
+                    cell.attrJoin("class", "short")
+
+
+def _tables(tokens: Sequence[Token]) -> Iterator[list[list[tuple[Token, str]]]]:
+    """Each table's columns, as pairs of a cell and its text, the header first."""
+    rows: list[list[tuple[Token, str]]] = []
+    for token, inline in zip(tokens, tokens[1:], strict=False):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type in ("th_open", "td_open"):
+            rows[-1].append((token, _text(inline)))
+        elif token.type == "table_close":
+            yield [list(column) for column in zip(*rows, strict=True)]
+            rows = []
+
+
+def _text(inline: Token) -> str:
+    shown = ("text", "code_inline")
+    return "".join(child.content for child in inline.children or [] if child.type in shown)

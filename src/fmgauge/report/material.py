@@ -1,0 +1,149 @@
+"""Everything that a report is made from, read from a run's files into plain frames and nouns.
+
+Knows which files hold what; computes nothing and words nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fmgauge.config import Config
+from fmgauge.config.model import Experiment
+from fmgauge.decision import Decision, Recommendation, StageVerdict, read_decision
+from fmgauge.metrics import PER_TOKEN, experiment_costs, read_metrics, request_table
+from fmgauge.pricing import Price, experiment_price
+from fmgauge.records import (
+    Endpoint,
+    StageInfo,
+    read_endpoints,
+    read_json,
+    read_stage,
+    stage_folders,
+)
+from fmgauge.runs import Run, now_utc, read_manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Row = Mapping[str, Any]  # one stage's metrics, by column
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Material:
+    """One run as a report needs it: the frames of its files, and the nouns behind them.
+
+    `metrics` has one row a planned stage, `costs` one an experiment, `requests` one a request:
+    experiment, workload, stage, concurrency, phase, status, http_status, error, prompt_tokens,
+    e2e_latency_s (NaN where the request failed).
+    """
+
+    run_id: str
+    config: Config
+    made_at: datetime
+    metrics: pd.DataFrame
+    costs: pd.DataFrame
+    requests: pd.DataFrame
+    decision: Decision
+    prices: Mapping[str, Price]
+    endpoints: Mapping[str, Endpoint]
+    stages: Sequence[StageInfo]
+    workloads: Mapping[str, Mapping[str, Any]]
+    manifest: Mapping[str, Any]
+
+    @property
+    def workload(self) -> str:
+        """The workload that the summary is about."""
+        return self.decision.workload_of_interest
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The candidates, in the config's order."""
+        return self.config.experiments
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """The answer for the workload of interest."""
+        return next(r for r in self.decision.recommendations if r.workload == self.workload)
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str, str], Row]:
+        rows = self.metrics.to_dict("records")
+        return {(r["experiment_name"], r["workload"], r["stage"]): r for r in rows}
+
+    def row(self, stage: StageVerdict) -> Row:
+        """The metrics of one stage, by column."""
+        return self._rows[stage.experiment, stage.workload, stage.stage]
+
+    def stage_verdicts(self, workload: str, experiment: str | None = None) -> list[StageVerdict]:
+        """Verdicts on the stages of one workload, and of one experiment where it is named."""
+        return [
+            stage
+            for stage in self.decision.stages
+            if stage.workload == workload and experiment in (None, stage.experiment)
+        ]
+
+    def shares_instance(self, instance_type: str) -> bool:
+        """Whether several experiments ran on `instance_type`, so that it names no single one."""
+        return sum(instance_of(e) == instance_type for e in self.experiments) > 1
+
+
+def instance_of(experiment: Experiment) -> str:
+    """What the metrics call the thing that an experiment ran on."""
+    return experiment.instance_type or PER_TOKEN
+
+
+def read_material(run: Run) -> Material:
+    """Read everything that the report of `run` needs; notebooks 1 to 4 must be done."""
+    stages, requests = _read_requests(run)
+    return Material(
+        run_id=run.run_id,
+        config=run.config,
+        made_at=now_utc(),
+        metrics=read_metrics(run),
+        costs=experiment_costs(run),
+        requests=requests,
+        decision=read_decision(run.decision_path),
+        prices={e.name: experiment_price(run.loaded, e) for e in run.config.experiments},
+        endpoints=read_endpoints(run.endpoints_path),
+        stages=stages,
+        workloads=read_json(run.workloads_path),
+        manifest=read_manifest(run),
+    )
+
+
+_REQUEST_COLUMNS = (
+    *("experiment", "workload", "stage", "concurrency", "phase", "status"),
+    *("http_status", "error", "prompt_tokens", "e2e_latency_s"),
+)
+
+
+def _read_requests(run: Run) -> tuple[list[StageInfo], pd.DataFrame]:
+    import pandas as pd
+
+    infos, frames = [], [pd.DataFrame(columns=list(_REQUEST_COLUMNS))]
+    for folder in stage_folders(run.requests_folder):
+        info, records = read_stage(folder)
+        infos.append(info)
+        if len(records):
+            frames.append(_request_frame(info, records))
+    return infos, pd.concat(frames[1:] or frames, ignore_index=True)
+
+
+def _request_frame(info: StageInfo, records: pa.Table) -> pd.DataFrame:
+    frame = request_table(records).assign(
+        experiment=info.experiment,
+        workload=info.workload,
+        stage=info.stage,
+        concurrency=info.concurrency,
+        http_status=records["http_status"].to_pandas().astype("float64"),
+        error=records["error"].to_pandas().astype("object"),
+    )
+    frame["e2e_latency_s"] = frame["e2e_latency_s"].where(frame["status"] == "ok")
+    return frame[list(_REQUEST_COLUMNS)]

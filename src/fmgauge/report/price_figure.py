@@ -1,0 +1,190 @@
+"""The business summary: price and performance of the candidates. Knows bars; decides nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fmgauge.decision import Budget, StageVerdict
+from fmgauge.report import wording
+from fmgauge.report.drawing import (
+    BLUE,
+    BUDGET,
+    GREY,
+    INK,
+    LABEL,
+    LEGEND,
+    TITLE,
+    fitted_figure,
+    interval,
+    missing,
+    plain,
+    quiet,
+)
+from fmgauge.report.escaping import shortened
+from fmgauge.report.material import Material, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_TALL_ROWS = 12  # more candidates than this get one line of label each
+_KINDS = {
+    "winner": "cheapest within every budget",
+    "meets": "within every budget",
+    "misses": "not within every budget",
+}
+_STYLES: dict[str, dict[str, Any]] = {
+    "winner": {"color": BLUE},
+    "meets": {"color": GREY},
+    "misses": {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8},
+}
+_BESIDE: dict[str, Any] = {
+    **LABEL,
+    "xytext": (4, 0),
+    "textcoords": "offset points",
+    "va": "center",
+    "annotation_clip": False,
+}
+
+
+class _Bar(NamedTuple):
+    """One row of the picture: a candidate's stage, its metrics, and which kind of bar it gets."""
+
+    label: str
+    row: Row
+    price: float  # infinite where none is known
+    kind: str
+
+
+class _Panel(NamedTuple):
+    """One measure of the candidates."""
+
+    title: str
+    column: str
+    budget: Budget | None
+    words: Callable[[float], str]
+
+
+def business_summary(material: Material) -> Figure:
+    """Price, latency and throughput of every experiment at its best stage, budgets as lines.
+
+    Where there is one experiment only: of each of its stages.
+    """
+    bars = _bars(material)
+    height_in = 0.52 if len(bars) <= _MOST_TALL_ROWS else 0.27
+    figure = fitted_figure(1.5 + height_in * len(bars))
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, panel in zip(panels, _panels(material), strict=True):
+        _draw_panel(axes, bars, panel)
+    panels[0].set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=9)
+    panels[0].set_ylim(len(bars) - 0.4, -0.6)
+    for bar, tick in zip(bars, panels[0].get_yticklabels(), strict=True):
+        tick.set_fontweight("bold" if bar.kind == "winner" else "normal")
+    _legend(figure, bars)
+    figure.suptitle(_title(material), fontsize=11, color=INK)
+    return figure
+
+
+def _title(material: Material) -> str:
+    single = len(material.experiments) == 1
+    subject = "every load level" if single else "each candidate at its best load level"
+    return plain(f"{shortened(material.workload, 40)}: {subject}, cheapest first")
+
+
+def _bars(material: Material) -> list[_Bar]:
+    stages = material.stage_verdicts(material.workload)
+    if len(material.experiments) > 1:
+        stages = _best_stages(stages)
+    tall = len(stages) <= _MOST_TALL_ROWS
+    bars = [
+        _Bar(_label(stage, tall), material.row(stage), _price(stage), _kind(stage, material))
+        for stage in stages
+    ]
+    return sorted(bars, key=lambda bar: bar.price)
+
+
+def _best_stages(stages: Sequence[StageVerdict]) -> list[StageVerdict]:
+    """Each experiment's cheapest stage within every budget, else the one that misses fewest."""
+    names = dict.fromkeys(stage.experiment for stage in stages)
+    return [min((s for s in stages if s.experiment == name), key=_misses) for name in names]
+
+
+def _misses(stage: StageVerdict) -> tuple[int, float]:
+    return sum(check.verdict != "PASS" for check in stage.checks), _price(stage)
+
+
+def _price(stage: StageVerdict) -> float:
+    return math.inf if stage.price_per_txn is None else stage.price_per_txn
+
+
+def _kind(stage: StageVerdict, material: Material) -> str:
+    if stage == material.recommendation.chosen:
+        return "winner"
+    return "meets" if stage.meets_budgets else "misses"
+
+
+def _label(stage: StageVerdict, tall: bool) -> str:
+    if not tall:
+        return plain(f"{shortened(stage.experiment, 28)}, {stage.concurrency}")
+    place = f"{shortened(stage.instance_type, 18)}, {stage.concurrency} in flight"
+    return plain(f"{shortened(stage.experiment, 30)}\n{place}")
+
+
+def _panels(material: Material) -> tuple[_Panel, ...]:
+    budgets = {budget.metric: budget for budget in material.decision.budgets}
+    price, latency = budgets.get("usd_per_10k_txn"), budgets.get("latency_mean")
+    return (
+        _Panel("Price, USD per 10k transactions", "usd_per_10k_txn", price, wording.fixed),
+        _Panel("Mean latency, s", "latency_mean", latency, wording.fixed),
+        _Panel("Transactions per minute", "transactions_per_minute", None, wording.whole),
+    )
+
+
+def _draw_panel(axes: Axes, bars: Sequence[_Bar], panel: _Panel) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    values = [float(bar.row[panel.column]) for bar in bars]
+    top = max((value for value in values if math.isfinite(value)), default=0.0) or 1.0
+    for place, bar in enumerate(bars):
+        _draw_bar(axes, place, bar, panel)
+    limit = panel.budget.limit if panel.budget else math.inf
+    shown = limit <= 3 * top
+    if shown:
+        axes.axvline(limit, zorder=3, **BUDGET)
+    axes.set_xlim(0, max(top, limit if shown else 0) * 1.42)  # room for numbers at the bars' ends
+    axes.set_title(_panel_title(panel, shown), **TITLE)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    quiet(axes, grid="x")
+
+
+def _panel_title(panel: _Panel, shown: bool) -> str:
+    if panel.budget is None:
+        return f"{panel.title}\n"
+    where = "dashed" if shown else "beyond the scale"
+    return f"{panel.title}\nbudget {wording.limit(panel.budget.limit)} ({where})"
+
+
+def _draw_bar(axes: Axes, place: int, bar: _Bar, panel: _Panel) -> None:
+    """A bar with its interval, and its value beyond both; in words where there is no value."""
+    value = float(bar.row[panel.column])
+    if not math.isfinite(value):
+        axes.annotate(missing(bar.row), (0, place), **_BESIDE)
+        return
+    axes.barh(place, value, height=0.55, zorder=2, **_STYLES[bar.kind])
+    low, high = interval(bar.row, panel.column)
+    if low < high:
+        axes.plot([low, high], [place, place], color=INK, linewidth=1.2, zorder=4)
+    weight = "bold" if bar.kind == "winner" else "normal"
+    end = high if low < high else value
+    axes.annotate(panel.words(value), (end, place), weight=weight, **_BESIDE)
+
+
+def _legend(figure: Figure, bars: Sequence[_Bar]) -> None:
+    from matplotlib.patches import Patch
+
+    drawn = {bar.kind for bar in bars if math.isfinite(bar.price)}
+    patches = [Patch(label=_KINDS[kind], **_STYLES[kind]) for kind in _KINDS if kind in drawn]
+    if patches:
+        figure.legend(handles=patches, loc="outside lower center", ncols=3, **LEGEND)

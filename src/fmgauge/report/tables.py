@@ -1,0 +1,274 @@
+"""The report's tables as Markdown. Knows which figures stand where; computes none of them.
+
+A figure that could not be measured is worded, never left blank: not run, n/a with the number of
+requests it needs, or infinite where the failures reach that far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fmgauge.config.model import Experiment
+from fmgauge.decision import BudgetCheck, StageVerdict
+from fmgauge.metrics import PERCENTILES
+from fmgauge.report import wording
+from fmgauge.report.escaping import Markdown, code, escaped, shortened, table
+from fmgauge.report.material import NOT_RUN, Material, Row, instance_of
+from fmgauge.statistics import samples_needed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_INFORMATION = {
+    "experiment_name": str,
+    "payload_file": str,
+    "instance_type": str,
+    "concurrency": str,
+    "error_rate": wording.short,
+    "prompt_token_count_mean": wording.whole,
+    "prompt_token_throughput": wording.whole,
+    "completion_token_count_mean": wording.whole,
+    "completion_token_throughput": wording.whole,
+    "latency_mean": wording.short,
+    "latency_p50": wording.short,
+    "latency_p95": wording.short,
+    "latency_p99": wording.short,
+    "transactions_per_minute": wording.whole,
+    "price_per_txn": wording.price,
+}
+_SEED_CRITERIA = {
+    "error_rate": "error_rate_text",
+    "latency_mean": "latency_mean_text",
+    "usd_per_10k_txn": "price_per_10k_txn_text",
+}
+_LONGEST_ERROR = 160  # characters
+
+
+def figure(row: Row, column: str, words: Any = wording.fixed) -> str:
+    """The figure in `column` of a stage's metrics, or in words why there is none."""
+    value = row[column]
+    if isinstance(value, str) or math.isfinite(value):
+        return str(words(value))
+    if row["status"] != "ok":
+        return NOT_RUN
+    return _why_missing(row, column, float(value))
+
+
+def _why_missing(row: Row, column: str, value: float) -> str:
+    statistic = column.rpartition("_")[2]
+    p = PERCENTILES.get(statistic)
+    if p is not None and math.isinf(value):
+        return f"∞ ({wording.percent(row['error_rate'])} failed)"
+    if p is not None and row["n_requests"] < samples_needed(p):
+        return f"n/a (needs ≥ {samples_needed(p)})"
+    return "n/a (all failed)" if row["n_requests"] and not row["n_ok"] else "n/a"
+
+
+# --- the seed's tables --------------------------------------------------------------------------
+
+
+def information_table(row: Row) -> Markdown:
+    """The figures of one stage, as Information and Value."""
+    rows = [(name, figure(row, name, words)) for name, words in _INFORMATION.items()]
+    return table(("Information", "Value"), rows)
+
+
+def failed_table(material: Material) -> Markdown:
+    """Every stage that does not meet the budgets; within a budget is green, beyond is bold red."""
+    names = _criteria(material)
+    columns = ("experiment_name", "payload_file", "concurrency", *names.values())
+    missed = (stage for stage in material.decision.stages if not stage.meets_budgets)
+    return table(columns, (_failed_row(material.row(s), s, list(names)) for s in missed))
+
+
+def _criteria(material: Material) -> dict[str, str]:
+    """Metric and column of the seed's three criteria, then of every other configured budget."""
+    others = [b.metric for b in material.decision.budgets if b.metric not in _SEED_CRITERIA]
+    return {**_SEED_CRITERIA, **{metric: f"{metric}_text" for metric in others}}
+
+
+def _failed_row(row: Row, stage: StageVerdict, metrics: list[str]) -> list[object]:
+    checks = {check.metric: check for check in stage.checks}
+    cells = [_judged(figure(row, metric), checks.get(metric)) for metric in metrics]
+    return [row["experiment_name"], row["payload_file"], row["concurrency"], *cells]
+
+
+def _judged(text: str, check: BudgetCheck | None) -> Markdown:
+    """`text` in the verdict's colour; plain where no budget binds it or nothing was decided."""
+    if check is None or check.verdict == "UNDECIDED":
+        return escaped(text)
+    if check.verdict == "PASS":
+        return Markdown("<span style='color:green'>{}</span>").fill(text)
+    return Markdown("<span style='color:red'>**{}**</span>").fill(text)
+
+
+def costs_table(costs: pd.DataFrame) -> Markdown:
+    """Time under load and cost of each experiment."""
+    rows = [
+        (
+            cost["experiment_name"],
+            cost["instance_type"],
+            wording.fixed(cost["duration_in_seconds"]),
+            wording.price(cost["cost"]),
+        )
+        for cost in costs.to_dict("records")
+    ]
+    return table(tuple(costs.columns), rows)
+
+
+# --- every stage, every failure -----------------------------------------------------------------
+
+
+def stages_table(material: Material) -> Markdown:
+    """Every planned stage with its latencies, rate, price and verdict, run or not."""
+    columns = (
+        *("experiment", "dataset", "concurrency", "requests", "error rate", "TTFT mean, ms"),
+        *("TTFT p95, ms", "TPOT mean, ms", "latency mean, s", "latency p50, s"),
+        *("latency p95, s", "latency p99, s", "transactions/min", "USD per 10k", "budgets"),
+    )
+    return table(columns, (_stage_row(material.row(s), s) for s in material.decision.stages))
+
+
+def _stage_row(row: Row, stage: StageVerdict) -> list[object]:
+    milliseconds = wording.milliseconds
+    return [
+        row["experiment_name"],
+        row["workload"],
+        row["concurrency"],
+        row["n_requests"],
+        figure(row, "error_rate", wording.percent),
+        _with_interval(row, "ttft_s_mean", milliseconds),
+        figure(row, "ttft_s_p95", milliseconds),
+        figure(row, "tpot_s_mean", milliseconds),
+        _with_interval(row, "latency_mean", wording.fixed),
+        *(figure(row, f"latency_{p}") for p in ("p50", "p95", "p99")),
+        figure(row, "transactions_per_minute", wording.whole),
+        figure(row, "usd_per_10k_txn"),
+        _verdict(row, stage),
+    ]
+
+
+def _with_interval(row: Row, column: str, words: Any) -> str:
+    """A mean, then its within-run interval in brackets where the metrics hold one."""
+    low, high = (row.get(f"{column}_ci_{end}", math.nan) for end in ("low", "high"))
+    text = figure(row, column, words)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return text
+    return f"{text} ({words(low)} to {words(high)})"
+
+
+def _verdict(row: Row, stage: StageVerdict) -> str:
+    if row["status"] != "ok":
+        return NOT_RUN
+    verdicts = {check.verdict for check in stage.checks}
+    if "FAIL" in verdicts:
+        return "missed"
+    return "undecided" if "UNDECIDED" in verdicts else "met"
+
+
+def failures_table(requests: pd.DataFrame) -> Markdown | None:
+    """Failed requests by stage, phase and kind, each with the first error; None without any."""
+    failed = requests[requests["status"] != "ok"]
+    if failed.empty:
+        return None
+    keys = ["experiment", "workload", "concurrency", "phase", "status", "http_status"]
+    groups = failed.groupby(keys, dropna=False, sort=False)
+    columns = ("experiment", "dataset", "concurrency", "phase", "kind", "HTTP status", "requests")
+    return table((*columns, "first error"), (_failure_row(key, of) for key, of in groups))
+
+
+def _failure_row(key: tuple[Any, ...], group: pd.DataFrame) -> list[object]:
+    *stage, http_status = key
+    errors = group["error"].dropna()
+    first = code(shortened(errors.iloc[0], _LONGEST_ERROR)) if len(errors) else "none"
+    status = "none" if math.isnan(http_status) else f"{http_status:.0f}"
+    return [*stage, status, len(group), first]
+
+
+def not_run_table(metrics: pd.DataFrame) -> Markdown | None:
+    """Stages that were planned and not run, with the reason; None where all were run."""
+    missing = metrics[metrics["status"] != "ok"]
+    if missing.empty:
+        return None
+    groups = missing.groupby(["experiment_name", "workload", "status"], sort=False)
+    return table(
+        ("experiment", "dataset", "concurrency", "reason"),
+        (
+            (name, workload, _levels(group), code(shortened(_reason(status), _LONGEST_ERROR)))
+            for (name, workload, status), group in groups
+        ),
+    )
+
+
+def _levels(group: pd.DataFrame) -> str:
+    return ", ".join(str(level) for level in group["concurrency"])
+
+
+def _reason(status: str) -> str:
+    return status.removeprefix(f"{NOT_RUN}: ")
+
+
+# --- what it ran on -----------------------------------------------------------------------------
+
+
+def endpoints_table(material: Material) -> Markdown:
+    """Where each experiment's model answered, with what settings, and how soon."""
+    columns = (
+        "experiment",
+        "model",
+        "endpoint",
+        "instance",
+        "settings",
+        "first answer, s",
+        "state",
+    )
+    return table(columns, (_endpoint_row(material, e) for e in material.experiments))
+
+
+def _endpoint_row(material: Material, experiment: Experiment) -> list[object]:
+    endpoint = material.endpoints.get(experiment.name)
+    started_s = endpoint.first_answer_s if endpoint else None
+    count = f"{experiment.instance_count} × " if experiment.instance_count > 1 else ""
+    state = "never brought up" if endpoint is None else endpoint.state
+    if endpoint is not None and endpoint.error:
+        state = Markdown("{}: {}").fill(state, code(shortened(endpoint.error, _LONGEST_ERROR)))
+    return [
+        experiment.name,
+        code(experiment.model.name),
+        experiment.endpoint.kind,
+        f"{count}{instance_of(experiment)}",
+        ", ".join(_settings(experiment)),
+        "n/a" if started_s is None else wording.fixed(started_s),
+        state,
+    ]
+
+
+def _settings(experiment: Experiment) -> Iterator[str]:
+    endpoint = experiment.endpoint
+    if endpoint.kind == "openai":
+        yield endpoint.base_url
+        return
+    if endpoint.gguf is None:
+        yield f"{endpoint.layers} layers, width {endpoint.width}"
+    yield wording.plural(endpoint.parallel, "slot")
+    yield wording.plural(endpoint.threads, "thread")
+    yield f"{endpoint.context_tokens} tokens a slot"
+
+
+def machine_table(material: Material) -> Markdown:
+    """The machine that sent the load, the run, and the versions that made it."""
+    manifest, machine = material.manifest, material.manifest["machine"]
+    rows = [
+        ("run", material.run_id),
+        ("processor", machine["processor"]),
+        ("cores", machine["cores"]),
+        ("memory, GiB", machine["memory_gib"]),
+        ("system", machine["system"]),
+        ("Python", machine["python"]),
+        *manifest["versions"].items(),
+        ("commit", manifest.get("commit") or "not from a checkout"),
+        ("seed", manifest["seed"]),
+    ]
+    return table(("Item", "Value"), rows)

@@ -1,0 +1,24 @@
+"""From sources to payloads: rows, templates, token windows, salts, order. Knows no endpoints."""
+
+from fmgauge.workloads.payloads import PreparedWorkload, check_workloads, prepare_payloads
+from fmgauge.workloads.salts import salted, sending_salt
+from fmgauge.workloads.tokenizer import (
+    PromptTokenizer,
+    cache_dir,
+    docs_text,
+    docs_tokenizer_path,
+    tokenizer_for,
+)
+
+__all__ = [
+    "PreparedWorkload",
+    "PromptTokenizer",
+    "cache_dir",
+    "check_workloads",
+    "docs_text",
+    "docs_tokenizer_path",
+    "prepare_payloads",
+    "salted",
+    "sending_salt",
+    "tokenizer_for",
+]

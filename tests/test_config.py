@@ -1,0 +1,866 @@
+"""A config that cannot be used is told in plain words: file, line, key, problem, remedy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmgauge.config import Config, differing_keys, load_config, planned_stages
+from fmgauge.config.yaml_text import parse_yaml, to_yaml
+from fmgauge.errors import ConfigError
+
+GOOD = """\
+run: {name: probe, seed: 7}
+workloads:
+  - name: short
+    source: {kind: jsonl, paths: [rows.jsonl]}
+    filter: {min_tokens: 1, max_tokens: 100}
+  - name: long
+    source: {kind: python_docs}
+experiments:
+  - name: one
+    model: {name: small}
+    endpoint: {kind: openai, base_url: "http://127.0.0.1:8000/v1"}
+    instance_type: local-cpu
+    workloads: [short, long]
+    load:
+      - {kind: closed_loop, concurrency: [1, 2], duration_s: 9}
+  - name: two
+    model: {name: small}
+    endpoint: {kind: llamacpp, parallel: 4}
+    workloads: [short]
+    load:
+      - {kind: closed_loop, concurrency: [1], duration_s: 9}
+budgets: {error_rate: 0.5}
+prices: {hourly_usd: {local-cpu: 0.1}}
+"""
+NAME_REMEDY = (
+    "It becomes a folder's name: begin it with a letter or a digit, and use only letters, digits, "
+    "dots, dashes and underscores, 100 characters at most"
+)
+PATH = "config.yml"
+SCHEME = "does not begin with http:// or https://. Write it like http://localhost:8000/v1"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(text: str | bytes, *overrides: str) -> Config:
+    """The config that `text` describes."""
+    Path(PATH).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config(PATH, overrides).config
+
+
+def refusal(text: str | bytes) -> str:
+    """What is told of `text`, one problem a line."""
+    with pytest.raises(ConfigError) as raised:
+        load(text)
+    return str(raised.value)
+
+
+def changed(before: str, after: str) -> str:
+    """GOOD with its first `before` replaced."""
+    assert before in GOOD
+    return GOOD.replace(before, after, 1)
+
+
+def test_a_sound_config_loads():
+    """Every value arrives, and what is not given has its default."""
+    config = load(GOOD)
+
+    assert (config.run.name, config.run.seed, config.run.results_dir) == ("probe", 7, "results")
+    assert config.experiment("two").endpoint.parallel == 4
+    assert config.workload("short").filter.max_tokens == 100
+    assert config.workload_of_interest == "short"
+    assert config.budgets.error_rate == 0.5
+    assert config.prices.hourly_usd == {"local-cpu": 0.1}
+
+
+def test_a_config_cannot_be_changed():
+    """A loaded config is frozen."""
+    config = load(GOOD)
+
+    with pytest.raises(ValueError, match="frozen"):
+        config.run.seed = 8
+
+
+def test_stages_come_in_the_order_of_running():
+    """Experiment by experiment, workload by workload, load level by load level."""
+    stages = [str(stage.key) for stage in planned_stages(load(GOOD))]
+
+    assert stages == [
+        "one/short/concurrency-1",
+        "one/short/concurrency-2",
+        "one/long/concurrency-1",
+        "one/long/concurrency-2",
+        "two/short/concurrency-1",
+    ]
+
+
+def test_a_stage_plans_its_warm_up_too():
+    """The planned time of a stage is its warm-up and its window."""
+    assert [stage.planned_s for stage in planned_stages(load(GOOD))] == [14.0] * 5
+
+
+# --- one field ------------------------------------------------------------------------------------
+
+RESTS = {
+    "unknown key": (
+        "seed: 7",
+        "sede: 7",
+        "config.yml:1: run.sede: unknown key. Did you mean 'seed'?",
+    ),
+    "unknown key, nothing near": (
+        "seed: 7",
+        "xyzzy: 7",
+        "config.yml:1: run.xyzzy: unknown key. Use one of name, results_dir, seed",
+    ),
+    "unknown key in a variant": (
+        "parallel: 4",
+        "parallels: 4",
+        "config.yml:18: experiments.1.endpoint.parallels: unknown key. Did you mean 'parallel'?",
+    ),
+    "key of another variant": (
+        "parallel: 4",
+        "base_url: http://h",
+        "config.yml:18: experiments.1.endpoint.base_url: unknown key. "
+        "Use one of context_tokens, gguf, kind, layers, parallel, threads, width",
+    ),
+    "missing key": (
+        "name: probe, ",
+        "",
+        "config.yml:1: run.name: this key is missing. Add it (First part of every run id)",
+    ),
+    "a number where text is wanted": (
+        "name: probe",
+        "name: 7",
+        "config.yml:1: run.name: must be text, not 7. Put it in quotes",
+    ),
+    "nothing where text is wanted": (
+        "name: probe",
+        "name:",
+        "config.yml:1: run.name: must be text, not empty. Change it (First part of every run id)",
+    ),
+    "text where a whole number is wanted": (
+        "seed: 7",
+        'seed: "7"',
+        'config.yml:1: run.seed: must be a whole number, not "7". Write it as 7, without quotes',
+    ),
+    "words where a whole number is wanted": (
+        "seed: 7",
+        "seed: seven",
+        'config.yml:1: run.seed: must be a whole number, not "seven". '
+        "Change it (Seed of every random choice in the run)",
+    ),
+    "a fraction where a whole number is wanted": (
+        "seed: 7",
+        "seed: 7.5",
+        "config.yml:1: run.seed: must be a whole number, not 7.5. "
+        "Change it (Seed of every random choice in the run)",
+    ),
+    "a truth value where a whole number is wanted": (
+        "seed: 7",
+        "seed: yes",
+        "config.yml:1: run.seed: must be a whole number, not true. "
+        "Change it (Seed of every random choice in the run)",
+    ),
+    "an exponent that YAML takes for text": (
+        "duration_s: 9",
+        "duration_s: 1e3",
+        'config.yml:15: experiments.0.load.0.duration_s: must be a number, not "1e3". '
+        "Write it as 1000, without quotes",
+    ),
+    "a number where a list is wanted": (
+        "[1, 2]",
+        "4",
+        "config.yml:15: experiments.0.load.0.concurrency: must be a list, not 4. Write it as [4]",
+    ),
+    "a mapping where a list is wanted": (
+        "[1, 2]",
+        "{a: 1}",
+        "config.yml:15: experiments.0.load.0.concurrency: must be a list, not a mapping. "
+        "Change it (Requests kept in flight; one stage each)",
+    ),
+    "a list where a mapping is wanted": (
+        "{error_rate: 0.5}",
+        "[1]",
+        "config.yml:22: budgets: must be a mapping, not a list. "
+        "Change it (What must be kept within)",
+    ),
+    "text where a variant is wanted": (
+        "{kind: llamacpp, parallel: 4}",
+        "llamacpp",
+        'config.yml:18: experiments.1.endpoint: must be a mapping, not "llamacpp". '
+        "Change it (Where the model answers)",
+    ),
+    "text where true or false is wanted": (
+        "source: {kind: python_docs}",
+        "source: {kind: python_docs}\n    salt: 'no'",
+        'config.yml:8: workloads.1.salt: must be true or false, not "no". Change it (Start every '
+        "prompt with digits of its own, so that no prefix cache answers)",
+    ),
+    "concurrency 0": (
+        "[1, 2]",
+        "[1, 0]",
+        "config.yml:15: experiments.0.load.0.concurrency.1: must be at least 1, not 0. "
+        "Change it (Requests kept in flight; one stage each)",
+    ),
+    "negative concurrency": (
+        "[1, 2]",
+        "[-3]",
+        "config.yml:15: experiments.0.load.0.concurrency.0: must be at least 1, not -3. "
+        "Change it (Requests kept in flight; one stage each)",
+    ),
+    "no concurrency": (
+        "[1, 2]",
+        "[]",
+        "config.yml:15: experiments.0.load.0.concurrency: must not be empty. "
+        "Fill it (Requests kept in flight; one stage each)",
+    ),
+    "no workloads of an experiment": (
+        "[short, long]",
+        "[]",
+        "config.yml:13: experiments.0.workloads: must not be empty. "
+        "Fill it (Names of workloads to serve)",
+    ),
+    "empty text": (
+        "instance_type: local-cpu",
+        "instance_type: ''",
+        "config.yml:12: experiments.0.instance_type: must not be empty. "
+        "Fill it (What it runs on, priced by the hour; without it, priced per token)",
+    ),
+    "a duration of 0": (
+        "duration_s: 9",
+        "duration_s: 0",
+        "config.yml:15: experiments.0.load.0.duration_s: must be more than 0, not 0. "
+        "Change it (Length of the measured window)",
+    ),
+    "a share above 1": (
+        "error_rate: 0.5",
+        "error_rate: 1.5",
+        "config.yml:22: budgets.error_rate: must be at most 1, not 1.5. "
+        "Change it (Failed share of the requests; without it, none may fail)",
+    ),
+    "a seed that no generator takes": (
+        "seed: 7",
+        "seed: 4294967296",
+        "config.yml:1: run.seed: must be at most 4294967295, not 4294967296. "
+        "Change it (Seed of every random choice in the run)",
+    ),
+    "a width that no head divides": (
+        "parallel: 4",
+        "width: 100",
+        "config.yml:18: experiments.1.endpoint.width: must be a multiple of 64, not 100. "
+        "Change it (Embedding width of the built model)",
+    ),
+    "an unknown kind": (
+        "kind: python_docs",
+        "kind: python_doc",
+        "config.yml:7: workloads.1.source.kind: there is no kind 'python_doc'. "
+        "Did you mean 'python_docs'?",
+    ),
+    "no kind": (
+        "{kind: python_docs}",
+        "{}",
+        "config.yml:7: workloads.1.source.kind: this key is missing. "
+        "Add it: one of jsonl, python_docs, synthetic, huggingface",
+    ),
+    "an unknown kind of the only kind": (
+        "kind: closed_loop",
+        "kind: open_lop",
+        "config.yml:15: experiments.0.load.0.kind: must be 'closed_loop', not \"open_lop\". "
+        "Change it (A fixed number of requests in flight)",
+    ),
+    "a fault below a dotted key": (
+        "{local-cpu: 0.1}",
+        "{ml.g5.xlarge: 0}",
+        'config.yml:23: prices.hourly_usd."ml.g5.xlarge": must be more than 0, not 0. '
+        "Change it (Instance type: USD per instance and hour)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RESTS)
+def test_a_wrong_value_is_told_once(case):
+    """One fault makes one line, with what is wanted, what stands there and what to do."""
+    before, after, expected = RESTS[case]
+
+    assert refusal(changed(before, after)) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/x", "..", ".", ".hidden", "a/b", "a\\b", "a b", "-x", "é", "x" * 101, "a\n", "~"],
+)
+def test_a_name_that_would_leave_its_folder_says_what_a_name_may_hold(name):
+    """Names become folders, so paths, hidden files and blanks are refused."""
+    written = yaml.safe_dump({"name": name, "seed": 7}, width=1000, default_flow_style=True).strip()
+    shown = name if len(name) <= 60 else f"{name[:59]}…"
+
+    told = refusal(changed("{name: probe, seed: 7}", written))
+
+    assert told == f'config.yml:1: run.name: "{shown}" cannot be a name. {NAME_REMEDY}'
+
+
+def test_an_empty_name_says_what_a_name_may_hold():
+    """An experiment's name is a folder too."""
+    told = refusal(changed("name: two", "name: ''"))
+
+    assert told == f'config.yml:16: experiments.1.name: "" cannot be a name. {NAME_REMEDY}'
+
+
+@pytest.mark.parametrize("name", ["a", "7b", "Llama-2.7b_x", "x" * 100, "2026-01-01"])
+def test_a_name_of_letters_digits_dots_dashes_and_underscores_is_taken(name):
+    """What a folder can be called on every system is a name; a date is one too."""
+    assert load(changed("name: probe", f"name: {name}")).run.name == name
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("localhost:8000/v1", f'"localhost:8000/v1" {SCHEME}'),
+        ("ftp://host/v1", f'"ftp://host/v1" {SCHEME}'),
+        ("", f'"" {SCHEME}'),
+        ("http://", '"http://" is not an address. Write it like http://localhost:8000/v1'),
+        ("http:///v1", '"http:///v1" is not an address. Write it like http://localhost:8000/v1'),
+        ("http://h:0", '"http://h:0" is not an address. Write it like http://localhost:8000/v1'),
+        ("http://h:65536", None),
+        ("http://h:port/v1", None),
+        ("http://[::1", None),
+        ("http://h /v1", None),
+    ],
+)
+def test_an_address_says_what_it_lacks(address, told):
+    """An address without scheme or host is refused, with one that would do."""
+    told = told or f'"{address}" is not an address. Write it like http://localhost:8000/v1'
+
+    problem = refusal(changed("http://127.0.0.1:8000/v1", address))
+
+    assert problem == f"config.yml:11: experiments.0.endpoint.base_url: {told}"
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        (
+            "https://me:hunter2@host/v1",
+            "holds credentials. "
+            "Remove them, and name the variable that holds the key in api_key_env",
+        ),
+        (
+            "me:hunter2@host/v1",
+            "holds credentials. "
+            "Remove them, and name the variable that holds the key in api_key_env",
+        ),
+        (
+            "https://host/v1?key=hunter2",
+            "goes on after its path. Remove everything from the ? or # on",
+        ),
+    ],
+)
+def test_an_address_with_a_secret_is_refused_and_not_shown(address, told):
+    """A secret in an address is neither taken nor repeated."""
+    problem = refusal(changed("http://127.0.0.1:8000/v1", address))
+
+    assert problem == f"config.yml:11: experiments.0.endpoint.base_url: {told}"
+
+
+@pytest.mark.parametrize("address", ["http://h", "https://h:443/v1", "http://[::1]:8000/v1/"])
+def test_an_http_address_is_taken(address):
+    """http and https, with or without port and path, are addresses."""
+    config = load(changed("http://127.0.0.1:8000/v1", address))
+
+    assert config.experiment("one").endpoint.base_url == address
+
+
+def test_a_key_in_place_of_its_variable_is_refused_and_not_shown():
+    """api_key_env names a variable; the key itself is not repeated."""
+    problem = refusal(changed("{kind: openai,", "{kind: openai, api_key_env: sk-hunter2,"))
+
+    assert problem == (
+        "config.yml:11: experiments.0.endpoint.api_key_env: is not the name of an environment "
+        "variable. Give the variable's name, such as OPENAI_API_KEY, never the key itself"
+    )
+
+
+FLOATS = {
+    "duration_s": ("duration_s: 9", "duration_s: {}", "experiments.0.load.0.duration_s", 15),
+    "warmup_s": ("duration_s: 9", "warmup_s: {}", "experiments.0.load.0.warmup_s", 15),
+    "timeout_s": ("duration_s: 9", "timeout_s: {}", "experiments.0.load.0.timeout_s", 15),
+    "error_rate": ("error_rate: 0.5", "error_rate: {}", "budgets.error_rate", 22),
+    "ttft_s": ("error_rate: 0.5", "ttft_s: {{p99: {}}}", "budgets.ttft_s.p99", 22),
+    "spend_usd": ("error_rate: 0.5", "spend_usd: {}", "budgets.spend_usd", 22),
+    "hourly_usd": ("local-cpu: 0.1", "local-cpu: {}", "prices.hourly_usd.local-cpu", 23),
+    "tokens": (
+        "{hourly_usd: {local-cpu: 0.1}}",
+        "{{usd_per_1m_tokens: {{small: {{input: 1, output: {}}}}}}}",
+        "prices.usd_per_1m_tokens.small.output",
+        23,
+    ),
+}
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize("field", FLOATS)
+def test_no_number_may_be_infinite_or_not_a_number(field, value):
+    """.nan and .inf are refused wherever a number is asked for."""
+    before, after, key, line = FLOATS[field]
+
+    told = refusal(changed(before, after.format(value)))
+
+    assert told.startswith(f"config.yml:{line}: {key}: must be a finite number, not {value}. ")
+
+
+@pytest.mark.parametrize("value", [".nan", "[1, {b: .inf}]"])
+def test_fields_of_a_request_body_must_be_finite_too(value):
+    """JSON has no infinity, so extra_body may hold none at any depth."""
+    told = refusal(changed("{kind: openai,", f"{{kind: openai, extra_body: {{a: {value}}},"))
+
+    assert told == (
+        "config.yml:11: experiments.0.endpoint.extra_body.a: must be a finite number. "
+        "JSON has no such number: give another"
+    )
+
+
+def test_every_fault_is_told_at_once():
+    """Faults in several places make one line each."""
+    text = changed("seed: 7", "seed: x").replace("[1, 2]", "[0]").replace("0.5", "2")
+
+    assert [line.split(": ")[1] for line in refusal(text).splitlines()] == [
+        "run.seed",
+        "experiments.0.load.0.concurrency.0",
+        "budgets.error_rate",
+    ]
+
+
+def test_a_fault_behind_an_alias_is_told_where_its_anchor_stands():
+    """One wrong value that two experiments share makes one line."""
+    text = changed(
+        "{kind: closed_loop, concurrency: [1, 2]", "&l {kind: closed_loop, concurrency: 0"
+    )
+    text = text.replace("- {kind: closed_loop, concurrency: [1], duration_s: 9}", "- *l")
+
+    assert refusal(text) == (
+        "config.yml:15: experiments.0.load.0.concurrency: must be a list, not 0. Write it as [0]"
+    )
+
+
+# --- between fields -------------------------------------------------------------------------------
+
+CROSS = {
+    "equal experiment names": (
+        "name: two",
+        "name: one",
+        "config.yml:16: experiments.1.name: the name 'one' stands twice. Give each its own name",
+    ),
+    "names that differ in case": (
+        "name: two",
+        "name: ONE",
+        "config.yml:16: experiments.1.name: 'ONE' and 'one' differ only in case: "
+        "some systems make one folder of both. Give each its own name",
+    ),
+    "a workload that does not exist": (
+        "[short, long]",
+        "[short, long, lang]",
+        "config.yml:13: experiments.0.workloads.2: there is no workload 'lang'. "
+        "Did you mean 'long'?",
+    ),
+    "a workload that is nowhere near": (
+        "[short, long]",
+        "[short, long, zz]",
+        "config.yml:13: experiments.0.workloads.2: there is no workload 'zz'. "
+        "Use one of short, long",
+    ),
+    "a workload that no experiment uses": (
+        "[short, long]",
+        "[short]",
+        "config.yml:6: workloads.1.name: no experiment uses 'long'. "
+        "List it under an experiment's workloads, or remove it",
+    ),
+    "a workload served twice": (
+        "[short, long]",
+        "[short, long, short]",
+        "config.yml:13: experiments.0.workloads.2: the workload 'short' stands twice. Keep one",
+    ),
+    "a workload of interest that does not exist": (
+        "budgets:",
+        "report: {workload_of_interest: shirt}\nbudgets:",
+        "config.yml:22: report.workload_of_interest: there is no workload 'shirt'. "
+        "Did you mean 'short'?",
+    ),
+    "a load level twice": (
+        "[1, 2]",
+        "[1, 2, 1]",
+        "config.yml:15: experiments.0.load.0.concurrency.2: concurrency 1 stands twice. "
+        "Keep one of them",
+    ),
+    "a token window upside down": (
+        "min_tokens: 1,",
+        "min_tokens: 101,",
+        "config.yml:5: workloads.0.filter.max_tokens: 100 is below min_tokens, which is 101. "
+        "Raise it, or lower min_tokens",
+    ),
+    "lengths upside down": (
+        "{kind: python_docs}",
+        "{kind: synthetic, prompt_tokens: {kind: uniform, min: 9, max: 8}}",
+        "config.yml:7: workloads.1.source.prompt_tokens.max: 8 is below min, which is 9. "
+        "Raise it, or lower min",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CROSS)
+def test_fields_that_do_not_fit_each_other_are_told(case):
+    """A fault between fields points at the field to change."""
+    before, after, expected = CROSS[case]
+
+    assert refusal(changed(before, after)) == expected
+
+
+def test_a_window_of_one_length_is_not_empty():
+    """Bounds are inclusive, so equal bounds keep prompts of just that length."""
+    config = load(changed("min_tokens: 1,", "min_tokens: 100,"))
+
+    assert config.workload("short").filter.min_tokens == 100
+
+
+# --- YAML -----------------------------------------------------------------------------------------
+
+ROOT_REMEDY = "Begin it with run:, workloads: and experiments:"
+DEEP = "is nested more than 50 levels deep, or holds itself. Flatten it"
+NOT_YAML = {
+    "an empty file": ("", f"config.yml:1: is empty. {ROOT_REMEDY}"),
+    "only a comment": ("# nothing\n", f"config.yml:1: is empty. {ROOT_REMEDY}"),
+    "a list": ("- run\n", f"config.yml:1: must be a mapping of keys. {ROOT_REMEDY}"),
+    "a word": ("run\n", f"config.yml:1: must be a mapping of keys. {ROOT_REMEDY}"),
+    "a tab": (
+        "run:\n\tname: x\n",
+        "config.yml:2: a tab stands where YAML wants spaces. Indent with spaces",
+    ),
+    "an open brace": (
+        "run: {name: x\n",
+        "config.yml:2: is not YAML: expected ',' or '}', but got '<stream end>'. Mend its syntax",
+    ),
+    "two documents": (
+        "a: 1\n---\nb: 2\n",
+        "config.yml:2: is not YAML: expected a single document in the stream, "
+        "but found another document. Mend its syntax",
+    ),
+    "an alias of nothing": (
+        "run: *x\n",
+        "config.yml:1: is not YAML: found undefined alias 'x'. Mend its syntax",
+    ),
+    "a merge of no mapping": (
+        "run:\n  <<: 3\n",
+        "config.yml:2: is not YAML: expected a mapping or list of mappings for merging, "
+        "but found scalar. Mend its syntax",
+    ),
+    "a tag that builds an object": (
+        "a: 1\nrun: !!python/object/apply:os.getcwd []\n",
+        "config.yml:2: the tag !!python/object/apply:os.getcwd is refused. "
+        "Remove the tag: only plain YAML values are read",
+    ),
+    "a tag of one's own": (
+        "run: !secret x\n",
+        "config.yml:1: the tag !secret is refused. Remove the tag: only plain YAML values are read",
+    ),
+    "a tag on a key": (
+        "!!python/name:os.getcwd run: 1\n",
+        "config.yml:1: the tag !!python/name:os.getcwd is refused. "
+        "Remove the tag: only plain YAML values are read",
+    ),
+    "a set": (
+        "run: !!set {a}\n",
+        "config.yml:1: the tag !!set is refused. Remove the tag: only plain YAML values are read",
+    ),
+    "a key twice": ("run: 1\na: 2\nrun: 3\n", "config.yml:3: run: this key stands twice. Keep one"),
+    "a key twice below": (
+        "run:\n  name: a\n  'name': b\n",
+        "config.yml:3: name: this key stands twice. Keep one",
+    ),
+    "a list as a key": (
+        "run: {}\n? [a, b]\n: c\n",
+        "config.yml:2: a list or a mapping stands as a key. Use text as the key",
+    ),
+    "deep lists": ("run: " + "[" * 5000 + "]" * 5000, f"config.yml: {DEEP}"),
+    "rather deep lists": ("run:\n  " + "[" * 60 + "]" * 60, f"config.yml:2: {DEEP}"),
+    "a value that holds itself": ("run: &a {name: *a}\n", f"config.yml:1: {DEEP}"),
+    "aliases that multiply": (
+        "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "".join(
+            f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n"
+            for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ),
+        "config.yml: holds more than 200000 values once its aliases are followed. "
+        "Use fewer aliases",
+    ),
+    "a NUL": (
+        "run:\n  name: \0\n",
+        "config.yml:2: holds the character U+0000, which YAML does not allow. Remove it",
+    ),
+    "an escaped NUL": (
+        'run:\n  name: "\\0"\n',
+        "config.yml:2: holds an escape that stands for no character of a text. Remove it",
+    ),
+    "half a surrogate pair": (
+        'run: "\\uD800"\n',
+        "config.yml:1: holds an escape that stands for no character of a text. Remove it",
+    ),
+    "not UTF-8": (
+        b"run: \xff\n",
+        "config.yml: cannot be read: it is not UTF-8 text. Give a readable YAML file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_YAML)
+def test_text_that_is_not_plain_yaml_is_told(case):
+    """What YAML forbids, and what would build objects or never end, names its line."""
+    text, expected = NOT_YAML[case]
+
+    assert refusal(text) == expected
+
+
+def test_a_missing_file_is_told():
+    """A config that is not there is named."""
+    with pytest.raises(ConfigError) as raised:
+        load_config("nowhere.yml")
+
+    assert str(raised.value) == "nowhere.yml: there is no such file. Give the path of a YAML file"
+
+
+def test_a_folder_is_no_config():
+    """A folder in place of a file is told, not opened."""
+    Path("folder.yml").mkdir()
+
+    with pytest.raises(ConfigError) as raised:
+        load_config("folder.yml")
+
+    reason = os.strerror(21)
+    assert str(raised.value) == f"folder.yml: cannot be read: {reason}. Give a readable YAML file"
+
+
+def test_a_number_too_long_to_read_is_told():
+    """A number of thousands of digits does not crash the reader."""
+    told = refusal(f"run: {'9' * 5000}\n")
+
+    assert told.startswith("config.yml: holds a value that cannot be read: ")
+
+
+def test_a_byte_order_mark_is_skipped():
+    """Editors that begin a file with a mark are forgiven."""
+    assert load(b"\xef\xbb\xbf" + GOOD.encode()).run.name == "probe"
+
+
+def test_anchors_aliases_and_merge_keys_work():
+    """A merged mapping gives what the mapping itself does not."""
+    text = changed(
+        "{kind: closed_loop, concurrency: [1, 2], duration_s: 9}",
+        "&load {kind: closed_loop, concurrency: [1, 2], duration_s: 9}",
+    ).replace(
+        "{kind: closed_loop, concurrency: [1], duration_s: 9}",
+        "{<<: *load, duration_s: 8}",
+    )
+
+    load_of_two = load(text).experiment("two").load[0]
+
+    assert (load_of_two.concurrency, load_of_two.duration_s) == ((1, 2), 8.0)
+
+
+def test_a_fault_in_a_merged_mapping_is_told_where_it_stands():
+    """The line is that of the mapping that was merged."""
+    text = changed(
+        "{kind: closed_loop, concurrency: [1], duration_s: 9}",
+        "{<<: *load, duration_s: 8}",
+    )
+    text = f"{text}report: {{}}\n".replace(
+        "{kind: closed_loop, concurrency: [1, 2], duration_s: 9}",
+        "&load {kind: closed_loop, concurrency: [1, 1], duration_s: 9}",
+    )
+
+    assert [line.split(": ")[:2] for line in refusal(text).splitlines()] == [
+        ["config.yml:15", "experiments.0.load.0.concurrency.1"],
+        ["config.yml:15", "experiments.1.load.0.concurrency.1"],
+    ]
+
+
+@pytest.mark.parametrize("key", ["2026-01-01", "7", "1.50", "yes", "~", "=", "null", "on"])
+def test_a_key_is_the_text_that_was_written(key):
+    """A date, a number or a truth value in place of an instance type stays what was typed."""
+    config = load(changed("{local-cpu: 0.1}", f"{{local-cpu: 0.1, {key}: 2}}"))
+
+    assert config.prices.hourly_usd == {"local-cpu": 0.1, key: 2.0}
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+def test_any_text_is_data_or_a_config_error(text):
+    """No text makes the reader fail in a way of its own."""
+    try:
+        data, _ = parse_yaml(text, "x")
+    except ConfigError:
+        return
+    assert is_plain(data)
+
+
+YAML_PIECES = [
+    "a",
+    ": ",
+    "- ",
+    "\n",
+    "  ",
+    "[",
+    "]",
+    "{",
+    "}",
+    ",",
+    "&x ",
+    "*x",
+    "<<: ",
+    "!!int ",
+    "?",
+]
+YAML_PIECES += [
+    "!!bool ",
+    "!!float ",
+    "!x ",
+    "'",
+    '"',
+    "|\n",
+    "1",
+    ".nan",
+    "~",
+    "#",
+    "2026-01-01",
+    "=",
+    "\t",
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(YAML_PIECES), max_size=14).map("".join))
+def test_anything_like_yaml_is_data_or_a_config_error(text):
+    """No heap of YAML's own signs makes the reader fail in a way of its own."""
+    try:
+        data, _ = parse_yaml(text, "x")
+    except ConfigError:
+        return
+    assert is_plain(data)
+
+
+def is_plain(data: Any) -> bool:
+    """Whether `data` is made of nothing but text, numbers, truth values, None, lists, mappings."""
+    if isinstance(data, dict):
+        return all(type(key) is str and is_plain(value) for key, value in data.items())
+    if isinstance(data, list):
+        return all(map(is_plain, data))
+    return data is None or type(data) in (str, int, float, bool)
+
+
+# --- the resolved config --------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40),
+    prices=st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10),
+        st.floats(min_value=1e-300, max_value=1e300),
+        max_size=3,
+    ),
+)
+def test_a_resolved_config_reads_back_as_itself(text, prices):
+    """What is stored with the results gives the same config, whatever its texts hold."""
+    config = load(GOOD).model_dump(mode="json")
+    config["workloads"][0]["template"] = text
+    config["prices"]["hourly_usd"] = prices
+
+    data, _ = parse_yaml(to_yaml(config), "x")
+
+    assert data == config
+
+
+def test_canonical_spells_out_every_default():
+    """A resolved config loads alone and equals the one that it came from."""
+    config = load(GOOD)
+
+    again = load(to_yaml(config.canonical()))
+
+    assert again == config
+    assert config.canonical()["experiments"][0]["load"][0]["timeout_s"] == 120.0
+
+
+def test_equal_configs_differ_nowhere():
+    """A config compared with itself has no differing key."""
+    data = load(GOOD).canonical()
+
+    assert list(differing_keys(data, load(GOOD).canonical())) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "keys"),
+    [
+        ({"a": 1}, {"a": 2}, ["a"]),
+        ({"a": 1}, {}, ["a"]),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, ["a.c"]),
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, ["a.1.b"]),
+        ({"a": [1]}, {"a": [1, 2]}, ["a"]),
+        ({"a": {"ml.g5": 1}}, {"a": {"ml.g5": 2}}, ['a."ml.g5"']),
+        ({"a": 1, "b": 1}, {"a": 2, "b": 2}, ["a", "b"]),
+    ],
+)
+def test_differing_keys_are_named_as_set_takes_them(one, other, keys):
+    """Every differing value is named once, by the dotted key that --set would take."""
+    assert list(differing_keys(one, other)) == keys
+
+
+# --- relative paths -------------------------------------------------------------------------------
+
+
+def test_relative_paths_start_at_the_project_root(tmp_path):
+    """The nearest folder above the config that holds pyproject.toml or .git is the root."""
+    (tmp_path / "project" / "configs").mkdir(parents=True)
+    (tmp_path / "project" / "pyproject.toml").touch()
+    path = tmp_path / "project" / "configs" / "x.yml"
+    path.write_text(GOOD)
+
+    loaded = load_config(path)
+
+    assert loaded.resolve("data/x.yaml") == (tmp_path / "project/data/x.yaml").resolve()
+    assert loaded.resolve("/data/x.yaml") == Path("/data/x.yaml")
+
+
+def test_relative_paths_start_at_the_config_where_there_is_no_project(tmp_path):
+    """Without a project, the config's own folder is the root."""
+    (tmp_path / "lonely").mkdir()
+    path = tmp_path / "lonely" / "x.yml"
+    path.write_text(GOOD)
+
+    assert load_config(path).resolve("rows.jsonl") == (tmp_path / "lonely/rows.jsonl").resolve()
+
+
+def test_a_home_that_is_unknown_is_taken_as_written(tmp_path):
+    """~ is the home folder; a user that the system does not know is no crash."""
+    Path(PATH).write_text(GOOD)
+    loaded = load_config(PATH)
+
+    assert loaded.resolve("~/x") == Path("~/x").expanduser().resolve()
+    assert loaded.resolve("~no-such-user/x") == (tmp_path / "~no-such-user/x").resolve()
+
+
+def test_an_error_of_a_later_step_points_at_the_line():
+    """Whoever finds a fault later tells it with file, line and key as well."""
+    Path(PATH).write_text(GOOD)
+    loaded = load_config(PATH)
+
+    told = str(loaded.error(("workloads", 0, "template"), "names a column", "Correct it"))
+
+    assert told == "config.yml:3: workloads.0.template: names a column. Correct it"

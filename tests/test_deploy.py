@@ -1,0 +1,489 @@
+"""The ledger, and endpoints brought up and taken down on the real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import until
+from fmgauge.config import planned_stages
+from fmgauge.deploy import CleanUpReport, bring_up, clean_up, hold_lease, processes, serving
+from fmgauge.deploy.ledger import LedgerEvent, append, outstanding, read_ledger, times_planned
+from fmgauge.deploy.processes import ProcessId
+from fmgauge.emulator import llamacpp_server
+from fmgauge.emulator.lease import expired, read_lease, renew
+from fmgauge.records import Endpoint, read_endpoints
+from fmgauge.runs import Run, now_utc, open_run
+
+SMALL = {"kind": "llamacpp", "layers": 2, "width": 128, "context_tokens": 512}
+
+
+def config(endpoints: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A config with one experiment for each of `endpoints`, one stage each."""
+    return {
+        "run": {"name": "deploy"},
+        "workloads": [
+            {"name": "docs", "source": {"kind": "python_docs"}, "template": "{{ input }}"}
+        ],
+        "experiments": [
+            {
+                "name": name,
+                "model": {"name": "small-llama"},
+                "endpoint": endpoint,
+                "instance_type": "local-cpu",
+                "workloads": ["docs"],
+                "load": [{"kind": "closed_loop", "concurrency": [1], "duration_s": 1}],
+            }
+            for name, endpoint in endpoints.items()
+        ],
+        "prices": {"hourly_usd": {"local-cpu": 0.1}},
+    }
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Open runs in this test's folder; whatever they started is gone at the end."""
+    runs: list[Run] = []
+
+    def open_here(run_id: str = "run", **endpoints: dict[str, Any]) -> Run:
+        path = tmp_path / f"{run_id}.yml"
+        path.write_text(yaml.safe_dump(config(endpoints)))
+        runs.append(open_run(path, run_id))
+        return runs[-1]
+
+    yield open_here
+    assert [clean_up(run).left for run in runs] == [()] * len(runs)
+    assert servers_of(tmp_path) == []
+
+
+def servers_of(folder: Path) -> list[int]:
+    """Pids of live servers whose files are below `folder`, found without the product's code."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        arguments = process.info["cmdline"] or []
+        ours = any(argument.startswith(f"{folder}{os.sep}") for argument in arguments)
+        if ours and llamacpp_server.MODULE in arguments:
+            found.append(process.pid)
+    return found
+
+
+def kill_the_server(folder: Path) -> None:
+    """Kill the one server of `folder` behind the product's back."""
+    (pid,) = servers_of(folder)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def answers(endpoint: Endpoint) -> bool:
+    """Whether a server listens at `endpoint`, asked without the product's transport."""
+    try:
+        with urllib.request.urlopen(f"{endpoint.base_url}/models", timeout=10) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def ledger_events(run: Run) -> list[tuple[str, str]]:
+    """Event and name of each line, read as plain JSON."""
+    lines = [json.loads(line) for line in run.ledger_path.read_text().splitlines()]
+    return [(line["event"], line["name"]) for line in lines]
+
+
+# --- bring up, clean up --------------------------------------------------------------------------
+
+
+def test_brought_up_endpoints_answer_and_clean_up_leaves_no_process(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Two servers come up side by side, answer, are written down, and are gone after clean-up."""
+    run = opened(one=SMALL, four={**SMALL, "parallel": 4})
+    endpoints = bring_up(run)
+    assert [(e.experiment, e.state, e.owned) for e in endpoints] == [
+        ("one", "ready", True),
+        ("four", "ready", True),
+    ]
+    assert all(answers(endpoint) for endpoint in endpoints)
+    assert read_endpoints(run.endpoints_path) == {e.experiment: e for e in endpoints}
+    report = clean_up(run)
+    assert sorted(report.ended) == ["llamacpp-four-1", "llamacpp-one-1"]
+    assert (report.left, report.already_gone) == ((), ())
+    assert servers_of(tmp_path) == []
+
+
+def test_endpoint_tells_what_it_is_and_when_it_first_answered(opened: Callable[..., Run]) -> None:
+    """An entry holds model, instance, body fields, creation by the wall clock, first answer."""
+    began = now_utc()
+    (endpoint,) = bring_up(opened(one=SMALL))
+    assert (endpoint.model, endpoint.instance_type) == ("small-llama", "local-cpu")
+    assert endpoint.extra_body == {"cache_prompt": False, "ignore_eos": True, "temperature": 0.0}
+    assert began <= datetime.fromisoformat(endpoint.created_at or "") <= now_utc()
+    assert 0 < (endpoint.first_answer_s or 0) <= (now_utc() - began).total_seconds()
+
+
+def test_ledger_tells_the_life_of_a_server_in_order(opened: Callable[..., Run]) -> None:
+    """Planned, created with the process that really runs, deleted; all owned by this run."""
+    run = opened(one=SMALL)
+    bring_up(run)
+    clean_up(run)
+    planned, created, deleted = read_ledger(run.ledger_path)
+    assert [e.event for e in (planned, created, deleted)] == ["planned", "created", "deleted"]
+    assert {(e.name, e.run_id, e.owned) for e in (planned, created, deleted)} == {
+        ("llamacpp-one-1", "run", True)
+    }
+    ready = json.loads((run.logs_folder / "llamacpp-one-1.ready.json").read_text())
+    assert (created.pid, planned.pid) == (ready["pid"], None)
+
+
+def test_clean_up_again_finds_nothing_to_do(opened: Callable[..., Run]) -> None:
+    """A second clean-up ends nothing, leaves nothing and writes nothing."""
+    run = opened(one=SMALL)
+    bring_up(run)
+    clean_up(run)
+    before = run.ledger_path.read_bytes()
+    assert clean_up(run) == CleanUpReport(ended=(), left=())
+    assert run.ledger_path.read_bytes() == before
+
+
+def test_clean_up_needs_the_ledger_alone(opened: Callable[..., Run], tmp_path: Path) -> None:
+    """Without endpoints.json and without logs, the server is still ended."""
+    run = opened(one=SMALL)
+    bring_up(run)
+    run.endpoints_path.unlink()
+    for path in run.logs_folder.iterdir():
+        path.unlink()
+    assert clean_up(run).ended == ("llamacpp-one-1",)
+    assert servers_of(tmp_path) == []
+
+
+def test_bring_up_keeps_an_endpoint_that_still_answers(opened: Callable[..., Run]) -> None:
+    """A second bring-up starts nothing and changes no entry."""
+    run = opened(one=SMALL)
+    first = bring_up(run)
+    assert bring_up(run) == first
+    assert ledger_events(run) == [("planned", "llamacpp-one-1"), ("created", "llamacpp-one-1")]
+
+
+def test_experiment_whose_stages_are_done_is_not_started_again(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """When all of an experiment's stages are on disk its entry stays and nothing is started."""
+    run = opened(one=SMALL)
+    first = bring_up(run)
+    clean_up(run)
+    for stage in planned_stages(run.config):
+        run.stage_folder(stage.key).mkdir(parents=True)
+    assert bring_up(run) == first
+    assert servers_of(tmp_path) == []
+
+
+def test_failed_start_is_told_with_its_log_while_the_other_comes_up(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """A model file that is no model fails its own experiment only, with the engine's last words."""
+    (tmp_path / "broken.gguf").write_bytes(b"no model")
+    run = opened(broken={"kind": "llamacpp", "gguf": "broken.gguf"}, one=SMALL)
+    broken, one = bring_up(run)
+    assert (broken.state, broken.base_url, broken.first_answer_s) == ("failed", None, None)
+    assert "ended before it listened; broken.log ends with: " in (broken.error or "")
+    assert f"cannot serve {tmp_path / 'broken.gguf'}" in (broken.error or "")
+    assert one.state == "ready"
+    assert answers(one)
+    assert ("deleted", "llamacpp-broken-1") in ledger_events(run)
+
+
+def test_reason_of_a_second_failure_does_not_quote_the_first(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Each failure quotes its own server's lines, though a log is shared by an experiment."""
+    run = opened(broken={"kind": "llamacpp", "gguf": "model.gguf"})
+    (first,) = bring_up(run)
+    (tmp_path / "model.gguf").write_bytes(b"no model")
+    (second,) = bring_up(run)
+    assert "there is no model file" in (first.error or "")
+    assert "there is no model file" not in (second.error or "")
+    assert second.resource == "llamacpp-broken-2"
+
+
+def test_dead_server_is_replaced(opened: Callable[..., Run], tmp_path: Path) -> None:
+    """A server that died is noted as deleted before the next, with a new name, is planned."""
+    run = opened(one=SMALL)
+    bring_up(run)
+    kill_the_server(tmp_path)
+    (endpoint,) = bring_up(run)
+    assert answers(endpoint)
+    assert ledger_events(run)[2:] == [
+        ("deleted", "llamacpp-one-1"),
+        ("planned", "llamacpp-one-2"),
+        ("created", "llamacpp-one-2"),
+    ]
+
+
+def test_similar_experiment_names_do_not_meet_in_the_ledger(opened: Callable[..., Run]) -> None:
+    """Releasing `a` leaves `a-1` alone, though its names begin alike."""
+    run = opened(**{"a": SMALL, "a-1": SMALL})
+    with serving(run) as up:
+        up.release("a")
+        assert [answers(up.endpoints[name]) for name in ("a", "a-1")] == [False, True]
+
+
+def test_endpoint_of_somebody_else_is_asked_and_never_touched(opened: Callable[..., Run]) -> None:
+    """An openai endpoint is not owned, not in the ledger, and survives release and clean-up."""
+    (theirs,) = bring_up(opened("theirs", one=SMALL))
+    wanted = {"kind": "openai", "base_url": theirs.base_url, "extra_body": {"ignore_eos": True}}
+    run = opened("ours", remote=wanted)
+    with serving(run) as up:
+        remote = up.endpoints["remote"]
+        up.release("remote")
+    assert clean_up(run) == CleanUpReport(ended=(), left=())
+    assert (remote.state, remote.owned, remote.created_at) == ("ready", False, None)
+    assert (remote.base_url, remote.extra_body) == (theirs.base_url, {"ignore_eos": True})
+    assert answers(theirs)
+    assert not run.ledger_path.exists()
+
+
+def test_endpoint_that_does_not_answer_has_failed(opened: Callable[..., Run]) -> None:
+    """An openai endpoint where nobody listens is failed, with the transport's reason."""
+    (gone,) = bring_up(opened("theirs", one=SMALL))
+    clean_up(opened("theirs", one=SMALL))
+    (remote,) = bring_up(opened("ours", remote={"kind": "openai", "base_url": gone.base_url}))
+    assert remote.state == "failed"
+    assert "connection_error" in (remote.error or "")
+
+
+# --- what a killed run leaves --------------------------------------------------------------------
+
+
+def test_server_that_was_planned_but_not_noted_as_created_is_found(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """A run killed between start and the ledger's next line leaves a server that is ended."""
+    run = opened(one=SMALL)
+    bring_up(run)
+    planned = run.ledger_path.read_bytes().splitlines(keepends=True)[0]
+    run.ledger_path.write_bytes(planned + b'{"event":"created","resource_ty')
+    assert clean_up(run).ended == ("llamacpp-one-1",)
+    assert servers_of(tmp_path) == []
+    assert read_ledger(run.ledger_path)[-1].event == "deleted"
+
+
+def test_plan_that_was_never_carried_out_is_noted_so(opened: Callable[..., Run]) -> None:
+    """A run killed between plan and start leaves nothing, and the ledger says so."""
+    run = opened(one=SMALL)
+    append(run.ledger_path, event("planned", "llamacpp-one-1"))
+    assert clean_up(run) == CleanUpReport((), (), already_gone=("llamacpp-one-1",))
+    assert ledger_events(run)[-1] == ("never_created", "llamacpp-one-1")
+
+
+def test_server_that_ended_itself_is_noted_as_deleted(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """A server that is gone before clean-up is not claimed to have been ended by it."""
+    run = opened(one=SMALL)
+    bring_up(run)
+    kill_the_server(tmp_path)
+    assert clean_up(run) == CleanUpReport((), (), already_gone=("llamacpp-one-1",))
+    assert ledger_events(run)[-1] == ("deleted", "llamacpp-one-1")
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has nothing to do with any run."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def test_recycled_pid_is_not_killed(
+    opened: Callable[..., Run], bystander: subprocess.Popen[bytes]
+) -> None:
+    """A process that has a server's old pid, but began at another time, lives on."""
+    run = opened(one=SMALL)
+    began = psutil.Process(bystander.pid).create_time()
+    recycled = {"pid": bystander.pid, "process_created_at": began - 3600}
+    append(run.ledger_path, event("created", "llamacpp-one-1", **recycled))
+    assert clean_up(run) == CleanUpReport((), (), already_gone=("llamacpp-one-1",))
+    assert bystander.poll() is None
+
+
+def test_process_that_the_run_does_not_own_is_not_killed(
+    opened: Callable[..., Run], bystander: subprocess.Popen[bytes]
+) -> None:
+    """A resource noted as not owned is left alone, even where the ledger points at it."""
+    run = opened(one=SMALL)
+    began = psutil.Process(bystander.pid).create_time()
+    theirs = {"pid": bystander.pid, "process_created_at": began, "owned": False}
+    append(run.ledger_path, event("created", "llamacpp-one-1", **theirs))
+    assert clean_up(run) == CleanUpReport((), ())
+    assert bystander.poll() is None
+
+
+def test_resource_of_an_unknown_type_is_reported_as_left(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """What this version cannot delete is said to be left, not passed over."""
+    run = opened(one=SMALL)
+    append(run.ledger_path, event("created", "somewhere", resource_type="mainframe", arn="arn:x"))
+    assert clean_up(run).left == ("somewhere",)
+    run.ledger_path.unlink()
+
+
+HOLDER = """
+import sys, time
+from fmgauge.deploy import bring_up
+from fmgauge.emulator.lease import hold
+from fmgauge.runs import open_run
+run = open_run(sys.argv[1], sys.argv[2])
+with hold(run.lease_path, "pipeline", 1.5, 0.2):
+    bring_up(run)
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_server_is_gone_soon_after_its_pipeline_was_killed(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """SIGKILL of the process that held the pipeline's lease takes the server with it."""
+    run = opened(one=SMALL)
+    holder = [sys.executable, "-c", HOLDER, str(tmp_path / "run.yml"), "run"]
+    with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True) as pipeline:
+        assert pipeline.stdout is not None
+        assert pipeline.stdout.readline() == "up\n"
+        assert len(servers_of(tmp_path)) == 1
+        pipeline.kill()
+    until(lambda: servers_of(tmp_path) == [], deadline_s=20)
+    assert "ended: the lease has expired" in (run.logs_folder / "one.log").read_text()
+
+
+# --- while they are used -------------------------------------------------------------------------
+
+
+def test_serving_starts_a_server_again_that_lapsed_in_a_pause(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """A pause longer than the lease costs a restart, not the run."""
+    run = opened(one=SMALL)
+    bring_up(run)
+    renew(run.lease_path, "by hand", 0.0)
+    until(lambda: servers_of(tmp_path) == [], deadline_s=15)
+    with serving(run) as up:
+        assert answers(up.endpoints["one"])
+        assert up.endpoints["one"].resource == "llamacpp-one-2"
+
+
+def test_release_ends_the_server_at_once(opened: Callable[..., Run], tmp_path: Path) -> None:
+    """A released endpoint is gone, its end is in the ledger, and a second release is harmless."""
+    run = opened(one=SMALL)
+    with serving(run) as up:
+        up.release("one")
+        up.release("one")
+        assert servers_of(tmp_path) == []
+    assert ledger_events(run)[-1] == ("deleted", "llamacpp-one-1")
+
+
+def test_serving_by_hand_leaves_half_an_hour(opened: Callable[..., Run]) -> None:
+    """A notebook run by hand lets servers live 30 minutes after it."""
+    run = opened(one=SMALL)
+    with serving(run):
+        pass
+    now = now_utc()
+    assert not expired(run.lease_path, now + timedelta(minutes=29))
+    assert expired(run.lease_path, now + timedelta(minutes=31))
+
+
+def test_pipeline_keeps_deciding_while_a_notebook_serves(opened: Callable[..., Run]) -> None:
+    """Inside the pipeline's lease, of seconds, a notebook does not put in its half an hour."""
+    run = opened(one=SMALL)
+    with hold_lease(run):
+        bring_up(run)
+        lease = read_lease(run.lease_path)
+        assert lease is not None
+        assert lease.holder == "pipeline"
+        assert expired(run.lease_path, now_utc() + timedelta(seconds=10))
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def test_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    """SIGKILL follows where SIGTERM was not heeded, and end waits until it is gone."""
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); "
+    command = [sys.executable, "-c", deaf + "time.sleep(60)"]
+    process = processes.start_detached(command, tmp_path / "log", os.environ)
+    until(lambda: (tmp_path / "log").read_text() == "deaf\n")
+    assert processes.end(process, patience_s=0.2)
+    assert processes.running(process) is None
+
+
+def test_ending_a_process_that_is_gone_says_it_is_gone() -> None:
+    """A pid that no process has counts as ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert processes.end(ProcessId(process.pid, 0.0))
+
+
+# --- the ledger ----------------------------------------------------------------------------------
+
+
+def event(kind: Any, name: str = "server-1", **more: Any) -> LedgerEvent:
+    """A ledger event of a run called `run`."""
+    facts = {"resource_type": "llamacpp_server", "at": "2026-11-23T18:00:00+00:00", **more}
+    return LedgerEvent(event=kind, name=name, run_id="run", **facts)
+
+
+KINDS = st.sampled_from(["planned", "created", "deleted", "never_created"])
+EVENTS = st.lists(st.builds(event, KINDS, st.sampled_from(["a-1", "a-2", "b-1"])), max_size=12)
+
+
+@given(events=EVENTS)
+def test_outstanding_is_what_was_planned_or_created_last(events: list[LedgerEvent]) -> None:
+    """A resource is outstanding exactly when the last word on it is planned or created."""
+    last = {e.name: e for e in events}
+    expected = {e for e in last.values() if e.event in ("planned", "created")}
+    assert set(outstanding(events)) == expected
+
+
+@settings(max_examples=40)  # each appends to a real disk
+@given(events=EVENTS, cut=st.integers(0, 400), name=st.text(max_size=5))
+def test_torn_ledger_keeps_every_whole_line(
+    events: list[LedgerEvent],
+    cut: int,
+    name: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Cut anywhere and written on: whole lines before the cut and the line after it are read."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+    for one in events:
+        append(path, one)
+    content = path.read_bytes() if events else b""
+    path.write_bytes(content[: max(0, len(content) - cut)])
+    whole = path.read_bytes().count(b"}")
+    append(path, event("created", name, pid=12, process_created_at=1.5))
+    *before, last = read_ledger(path)
+    assert before == events[:whole]
+    assert last == event("created", name, pid=12, process_created_at=1.5)
+
+
+def test_missing_ledger_holds_no_events(tmp_path: Path) -> None:
+    """Before anything is planned there is no ledger, and nothing is outstanding."""
+    assert read_ledger(tmp_path / "ledger.jsonl") == ()
+
+
+def test_names_are_counted_for_one_experiment_only() -> None:
+    """The next number of `llamacpp-a` counts its own plans, not those of `llamacpp-a-1`."""
+    names = ["llamacpp-a-1", "llamacpp-a-2", "llamacpp-a-1-1", "llamacpp-b-1"]
+    assert times_planned([event("planned", name) for name in names], "llamacpp-a") == 2

@@ -1,0 +1,59 @@
+"""What is kept in git names no machine: no path of somebody's home or working folder."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("work", "root", "home", "Users")
+SAID_FOLDER = re.compile(rf"(?<![\w.~:}}/-])/(?:{'|'.join(FOLDERS)})/\w")
+
+
+def tracked_files() -> list[Path]:
+    """The files that git tracks and that are there."""
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "ls-files", "-z"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def lines_with_machine_paths(text: str) -> list[str]:
+    """The lines of `text` that name a file below a home or a working folder."""
+    return [line for line in text.splitlines() if SAID_FOLDER.search(line)]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("before", ["", "see ", '"', "(", "=", "['"])
+def test_a_machine_path_is_recognised(folder, before):
+    """A path below such a folder is found wherever it stands in a line."""
+    line = f"{before}/{folder}/me/file.py"
+
+    assert lines_with_machine_paths(f"one\n{line}\ntwo") == [line]
+
+
+@pytest.mark.parametrize(
+    "line", ["https://host/work/x", "src/work/x", "~/work/x", "s3://bucket/root/x", "/workload/x"]
+)
+def test_other_paths_are_let_pass(line):
+    """Addresses and relative paths name no machine."""
+    assert lines_with_machine_paths(line) == []
+
+
+def test_no_tracked_file_names_a_folder_of_somebodys_machine():
+    """Nobody's home or working folder stands in a file that others get."""
+    found = []
+    for path in tracked_files():
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        found += [f"{path.relative_to(ROOT)}: {line}" for line in lines_with_machine_paths(text)]
+
+    assert found == []
+
+
+def test_the_project_is_tracked():
+    """The check above looks at something: git lists the source and this file's folder."""
+    tracked = {str(path.relative_to(ROOT)) for path in tracked_files()}
+
+    assert {"pyproject.toml", "src/fmgauge/__init__.py"} <= tracked

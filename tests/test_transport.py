@@ -1,0 +1,510 @@
+"""Requests and answers over real loopback sockets: what is sent, stamped, kept, resent and cut."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import trustme
+
+from fmgauge import transport
+from fmgauge.transport import Client, Exchange, Origin, RealClock, origin_of, run_event_loop
+from scripted_server import (
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    Peer,
+    Request,
+    ScriptedServer,
+    chunk,
+    response,
+)
+
+HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
+REQUEST = HEAD + b"{}"
+
+
+class Body:
+    """What `on_body` was given."""
+
+    def __init__(self) -> None:
+        self.stamps_s: list[float] = []
+        self.pieces: list[bytes] = []
+
+    def take(self, stamp_s: float, data: bytes) -> None:
+        """Keep one read's bytes and stamp."""
+        self.stamps_s.append(stamp_s)
+        self.pieces.append(data)
+
+    @property
+    def text(self) -> bytes:
+        """All bytes."""
+        return b"".join(self.pieces)
+
+
+async def exchanged(client: Client) -> tuple[Exchange, Body]:
+    """Send one request and wait for its end."""
+    ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
+    body = Body()
+    client.send(Exchange(REQUEST, body.take, ended.set_result))
+    return await ended, body
+
+
+def with_client(
+    url: str, use: Callable[[Client], Coroutine[Any, Any, Any]], **options: float
+) -> Any:
+    """Run `use(client)` on an event loop, the client being closed at the end."""
+
+    async def run() -> Any:
+        client = Client(origin_of(url), RealClock(), **{"timeout_s": 20.0, **options})
+        try:
+            return await use(client)
+        finally:
+            await client.close()
+
+    return run_event_loop(run())
+
+
+def ask(url: str, **options: float) -> tuple[Exchange, Body]:
+    """Send one request to `url`."""
+    return with_client(url, exchanged, **options)
+
+
+def ask_times(url: str, times: int) -> list[Exchange]:
+    """Send requests one after the other, each from the end of the one before."""
+
+    async def use(client: Client) -> list[Exchange]:
+        ended = asyncio.get_running_loop().create_future()
+        exchanges: list[Exchange] = []
+
+        def on_end(exchange: Exchange) -> None:
+            exchanges.append(exchange)
+            if len(exchanges) == times:
+                ended.set_result(exchanges)
+            else:
+                client.send(Exchange(REQUEST, Body().take, on_end))
+
+        client.send(Exchange(REQUEST, Body().take, on_end))
+        return await ended
+
+    return with_client(url, use)
+
+
+def script_of(*pieces: bytes, then: str = "") -> Callable[[Request, Peer], Any]:
+    """A script that writes `pieces` and then closes, resets, or keeps the connection."""
+
+    async def script(_: Request, peer: Peer) -> None:
+        await peer.send(*pieces)
+        if then:
+            getattr(peer, then)()
+
+    return script
+
+
+# --- framing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pieces", "then"),
+    [
+        ((STREAM_HEAD, chunk(b"one "), chunk(b"two"), LAST_CHUNK), ""),
+        ((response("200 OK", b"one two"),), ""),
+        ((b"HTTP/1.1 200 OK\r\n\r\none ", b"two"), "close"),
+        ((b"HTTP/1.0 200 OK\r\nconnection: close\r\n\r\none two",), "close"),
+        ((b"HTTP/1.1 100 Continue\r\n\r\n", response("200 OK", b"one two")), ""),
+        ((b"HTTP/1.1 200 OK\r\ncOnTeNt-LeNgTh: 7\r\n\r\n", b"one two"), ""),
+        (tuple(bytes([byte]) for byte in response("200 OK", b"one two")), ""),
+    ],
+    ids=["chunked", "length", "until-close", "http-1.0", "continue", "odd-case", "bytewise"],
+)
+def test_body_is_whole_however_it_is_framed(pieces: tuple[bytes, ...], then: str) -> None:
+    """Chunked, of known length, until close, after 100 Continue: the body is the same."""
+    with ScriptedServer(script_of(*pieces, then=then)) as server:
+        exchange, body = ask(server.base_url)
+
+    assert (exchange.failure, exchange.http_status, body.text) == (None, 200, b"one two")
+
+
+def test_header_names_are_given_in_lower_case() -> None:
+    """Whatever the case that the server writes, a header is found under its lower-case name."""
+    reply = response("429 Too Many Requests", b"", "ReTrY-aFtEr: 7")
+    with ScriptedServer(script_of(reply)) as server:
+        exchange, _ = ask(server.base_url)
+
+    assert exchange.headers[b"retry-after"] == b"7"
+
+
+# --- instants ------------------------------------------------------------------------------------
+
+
+def test_instants_are_in_the_order_of_events() -> None:
+    """Connected, sent, first byte, body reads, finished: never in any other order."""
+    pieces = (STREAM_HEAD, chunk(b"a"), chunk(b"b"), LAST_CHUNK)
+    with ScriptedServer(script_of(*pieces)) as server:
+        exchange, body = ask(server.base_url)
+
+    instants = [exchange.connected_at_s, exchange.sent_at_s, exchange.first_byte_at_s]
+    instants += [*body.stamps_s, exchange.finished_at_s]
+    assert instants == sorted(instants)
+
+
+def test_body_of_one_read_comes_with_one_stamp() -> None:
+    """Chunks that one read brought are handed on together, under that read's stamp."""
+    with ScriptedServer(script_of(STREAM_HEAD + chunk(b"a") + chunk(b"b") + LAST_CHUNK)) as server:
+        _, body = ask(server.base_url)
+
+    assert body.pieces == [b"ab"]
+
+
+def test_connect_time_is_not_counted_as_waiting_for_the_answer() -> None:
+    """The request is stamped after the connection was made, so its set-up is in no latency."""
+    with ScriptedServer(script_of(response("200 OK", b""))) as server:
+        exchange, _ = ask(server.base_url)
+
+    assert exchange.connected_at_s is not None
+    assert exchange.sent_at_s is not None
+    assert exchange.connected_at_s < exchange.sent_at_s
+
+
+# --- connections ---------------------------------------------------------------------------------
+
+
+def test_connection_is_reused() -> None:
+    """Five requests in a row need one connection, and all but the first say so."""
+    with ScriptedServer(script_of(response("200 OK", b"x"))) as server:
+        exchanges = ask_times(server.base_url, 5)
+
+    assert [exchange.reused for exchange in exchanges] == [False, True, True, True, True]
+    assert server.connections == 1
+
+
+def test_connections_opened_ahead_are_used() -> None:
+    """A connection opened before the first request carries it: it is connected before it is due."""
+
+    async def use(client: Client) -> tuple[float, Exchange]:
+        await client.open(1)
+        due_at_s = client.now_s()
+        exchange, _ = await exchanged(client)
+        return due_at_s, exchange
+
+    with ScriptedServer(script_of(response("200 OK", b"x"))) as server:
+        due_at_s, exchange = with_client(server.base_url, use)
+
+    assert exchange.connected_at_s < due_at_s < exchange.sent_at_s
+
+
+def test_server_that_closes_after_each_answer_fails_nothing() -> None:
+    """A kept connection that the server closes meanwhile costs no request, not even in the race."""
+    with ScriptedServer(script_of(response("200 OK", b"x"), then="close")) as server:
+        exchanges = ask_times(server.base_url, 20)
+
+    assert [exchange.failure for exchange in exchanges] == [None] * 20
+    assert len(server.requests) == 20
+
+
+def test_request_that_crossed_a_close_is_stamped_anew() -> None:
+    """A resent request counts from its second sending, on the new connection."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.connection == 0 and request.number == 1:
+            peer.reset()  # the request came, but not a byte of an answer goes
+        else:
+            await peer.send(response("200 OK", b"x"))
+
+    with ScriptedServer(script) as server:
+        _, second = ask_times(server.base_url, 2)
+
+    assert (second.failure, second.resent, second.reused) == (None, True, False)
+    assert second.sent_at_s > second.connected_at_s
+
+
+def test_request_is_resent_only_once() -> None:
+    """A second close before any answer is a failure: the server is not merely tidying up."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 0:
+            await peer.send(response("200 OK", b"x"))
+        else:
+            peer.close()
+
+    with ScriptedServer(script) as server:
+        _, second = ask_times(server.base_url, 2)
+
+    assert second.failure.kind == "connection_error"
+    assert len(server.requests) == 3
+
+
+def test_connection_header_close_is_obeyed() -> None:
+    """After `connection: close` the next request takes a new connection, and none is resent."""
+    with ScriptedServer(script_of(response("200 OK", b"x", "Connection: close"))) as server:
+        exchanges = ask_times(server.base_url, 3)
+
+    assert [exchange.resent for exchange in exchanges] == [False] * 3
+    assert server.connections == 3
+
+
+def test_answer_that_nobody_asked_for_is_given_to_no_request() -> None:
+    """A second response in the same read is not taken for the next request's answer."""
+    reply = response("200 OK", b"first") + response("200 OK", b"surplus")
+    with ScriptedServer(script_of(reply)) as server:
+        exchanges = ask_times(server.base_url, 2)
+
+    assert [exchange.failure for exchange in exchanges] == [None, None]
+    assert server.connections == 2
+
+
+def test_no_connection_is_left_open() -> None:
+    """Closing the client closes its connections, idle ones too: the server sees the end of each."""
+
+    async def use(client: Client) -> None:
+        await client.open(3)
+        await exchanged(client)
+
+    with ScriptedServer(script_of(response("200 OK", b"x"))) as server:
+        with_client(server.base_url, use)
+
+        assert server.comes_to(lambda: server.connections == 3 and not server.open_connections)
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pieces", "then", "kind"),
+    [
+        ((), "close", "connection_error"),
+        ((), "reset", "connection_error"),
+        ((b"HTTP/1.1 200 OK\r\ncontent-",), "close", "connection_error"),
+        ((b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc",), "close", "truncated"),
+        ((STREAM_HEAD, chunk(b"abc")), "close", "truncated"),
+        ((STREAM_HEAD, chunk(b"abc")), "reset", "truncated"),
+        ((STREAM_HEAD, b"5\r\nab"), "close", "truncated"),
+        ((b"SSH-2.0-OpenSSH_9.2\r\n",), "", "connection_error"),
+        ((STREAM_HEAD, b"zz\r\nabc"), "", "stream_error"),
+    ],
+)
+def test_broken_answer_is_a_failure(pieces: tuple[bytes, ...], then: str, kind: str) -> None:
+    """A close before the head, or in the middle, or no HTTP at all: each has its kind."""
+    with ScriptedServer(script_of(*pieces, then=then)) as server:
+        exchange, _ = ask(server.base_url)
+
+    assert exchange.failure.kind == kind
+
+
+def test_refused_connection_is_a_failure_that_was_never_sent() -> None:
+    """Where nobody listens, the exchange ends with a connection error and no instant of sending."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+
+    exchange, _ = ask(f"http://127.0.0.1:{port}")
+
+    assert exchange.failure.kind == "connection_error"
+    assert exchange.sent_at_s is None
+
+
+def test_unknown_host_is_a_failure() -> None:
+    """A name that no resolver knows, or could know, ends in a connection error."""
+    exchange, _ = ask(f"http://{'x' * 70}.invalid")
+
+    assert exchange.failure.kind == "connection_error"
+
+
+def test_silent_server_times_out() -> None:
+    """An answer that never comes ends at the deadline, not before it."""
+
+    async def script(_: Request, __: Peer) -> None:
+        await asyncio.Event().wait()
+
+    with ScriptedServer(script) as server:
+        exchange, _ = ask(server.base_url, timeout_s=0.2)
+
+    assert exchange.failure.kind == "timeout"
+    assert exchange.finished_at_s - exchange.sent_at_s >= 0.19
+
+
+def test_time_out_of_one_leaves_the_others_alone() -> None:
+    """While one request waits for its deadline, requests behind it are answered."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 0:
+            await asyncio.Event().wait()
+        await peer.send(response("200 OK", b"x"))
+
+    async def use(client: Client) -> list[tuple[Exchange, Body]]:
+        await client.open(2)
+        first = asyncio.ensure_future(exchanged(client))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        return [await exchanged(client), await exchanged(client), await first]
+
+    with ScriptedServer(script) as server:
+        (one, _), (two, _), (silent, _) = with_client(server.base_url, use, timeout_s=0.5)
+
+    assert (one.failure, two.failure, silent.failure.kind) == (None, None, "timeout")
+
+
+def test_unanswered_handshake_times_out_as_connecting() -> None:
+    """A server that accepts but never speaks TLS fails the connect time-out, unsent."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        exchange, _ = ask(url, connect_timeout_s=0.2)
+
+    assert exchange.failure.kind == "timeout"
+    assert exchange.sent_at_s is None
+
+
+def test_oversized_answer_is_cut() -> None:
+    """An answer beyond the cap is given up with an error that names the cap."""
+    block = chunk(b"x" * 2**20)
+
+    async def script(_: Request, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD)
+        while True:
+            await peer.send(block)
+
+    received = 0
+
+    def take(_: float, data: bytes) -> None:
+        nonlocal received
+        received += len(data)
+
+    async def use(client: Client) -> Exchange:
+        ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
+        client.send(Exchange(REQUEST, take, ended.set_result))
+        return await ended
+
+    with ScriptedServer(script) as server:
+        exchange = with_client(server.base_url, use)
+
+    assert exchange.failure.kind == "stream_error"
+    assert "64 MiB" in exchange.failure.message
+    assert received <= transport.MAX_RESPONSE_BYTES
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    """A certificate authority that no system knows."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """A server's side of TLS, with a certificate for 127.0.0.1."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def test_tls_trusts_the_authority_in_ssl_cert_file(
+    authority: trustme.CA,
+    server_tls: ssl.SSLContext,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A private authority named by SSL_CERT_FILE is enough to talk to its servers."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+
+    with ScriptedServer(script_of(response("200 OK", b"secret")), tls=server_tls) as server:
+        exchange, body = ask(server.base_url)
+
+    assert (exchange.failure, body.text) == (None, b"secret")
+
+
+def test_unverifiable_certificate_is_refused(server_tls: ssl.SSLContext) -> None:
+    """A certificate of an unknown authority ends the exchange before anything is sent."""
+    with ScriptedServer(script_of(response("200 OK", b"x")), tls=server_tls) as server:
+        exchange, _ = ask(server.base_url)
+
+    assert exchange.failure.kind == "connection_error"
+    assert "certificate verify failed" in exchange.failure.message
+    assert exchange.sent_at_s is None
+
+
+# --- addresses and the event loop -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://example.org/v1", Origin("example.org", 80, False)),
+        ("https://example.org/v1", Origin("example.org", 443, True)),
+        ("http://[::1]:8080/v1", Origin("::1", 8080, False)),
+    ],
+)
+def test_origin_of_an_address(url: str, origin: Origin) -> None:
+    """Scheme and port follow from the address."""
+    assert origin_of(url) == origin
+
+
+@pytest.mark.parametrize("url", ["example.org/v1", "ftp://example.org", "http://"])
+def test_address_without_scheme_or_host_is_refused(url: str) -> None:
+    """An address that is no http or https address has no origin."""
+    with pytest.raises(ValueError, match="no http or https address"):
+        origin_of(url)
+
+
+def test_event_loop_runs_where_a_loop_runs_already() -> None:
+    """Within a running loop, as in a notebook's kernel, a coroutine still gets its own loop."""
+
+    async def inner() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    async def outer() -> bool:
+        return run_event_loop(inner()) is not asyncio.get_running_loop()
+
+    assert asyncio.run(outer())
+
+
+def test_interrupt_cancels_the_coroutine_and_is_raised() -> None:
+    """KeyboardInterrupt in the waiting thread ends the coroutine and its clean-up, then goes on."""
+    cleaned_up = []
+
+    async def waits_for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned_up.append(True)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_event_loop(waits_for_ever(), meanwhile=interrupt, every_s=0.01)
+
+    assert cleaned_up == [True]
+
+
+def test_exception_of_the_coroutine_is_raised() -> None:
+    """What the coroutine raises reaches the caller."""
+
+    async def raises() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        run_event_loop(raises())
+
+
+def test_exception_in_a_callback_ends_the_run() -> None:
+    """A program's error in `on_body` is raised to the caller instead of hanging the run."""
+
+    def broken(_: float, __: bytes) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async def use(client: Client) -> None:
+        client.send(Exchange(REQUEST, broken, lambda _: None))
+        await asyncio.Event().wait()
+
+    with (
+        ScriptedServer(script_of(response("200 OK", DONE))) as server,
+        pytest.raises(ZeroDivisionError, match="a bug"),
+    ):
+        with_client(server.base_url, use)
