@@ -350,7 +350,7 @@ def test_a_request_that_could_not_be_sent_is_in_flight_from_when_it_was_meant_to
 
 @pytest.mark.parametrize(("window", "held"), [((1.0, 2.0), 0), ((2.0, 3.0), 1)])
 def test_an_instant_at_the_edge_belongs_to_the_later_window(window, held):
-    """A window holds its first instant and not its last: for tokens and for requests of no length."""
+    """A window holds its first instant and not its last, for tokens and requests of no length."""
     token = record(token_at_s=[2.0, 9.0], chunk_tokens=[1, 1], finished_at_s=9.0, sent_at_s=2.0)
 
     assert summary(token, window=window)["completion_token_throughput"] == close(held)

@@ -139,7 +139,7 @@ def test_messages_are_sent_as_they_are() -> None:
 
 
 def test_every_line_end_and_field_of_the_standard() -> None:
-    """LF, CR and CRLF, comments, missing spaces, empty data, unknown fields: as the standard has it."""
+    """LF, CR, CRLF, comments, missing spaces, empty data, unknown fields: as in the standard."""
     assert SseDecoder().feed(ODD_STREAM) == ODD_EVENTS
 
 

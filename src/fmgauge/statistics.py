@@ -46,7 +46,7 @@ def quantile(values: Sample, p: float) -> float:
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     if ordered.size == 0:
         return math.nan
-    place = round(p * (ordered.size - 1), 9)  # 0.95 * 20 must be 19, not a hair beside it
+    place = round(p * (ordered.size - 1), 9)  # 0.07 * 100 is 7, not a hair above it
     below, fraction = math.floor(place), place - math.floor(place)
     if fraction == 0 or ordered[below] == ordered[below + 1]:
         return float(ordered[below])

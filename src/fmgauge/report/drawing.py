@@ -28,7 +28,7 @@ LABEL: dict[str, Any] = {"fontsize": 9, "color": INK}
 TITLE: dict[str, Any] = {**LABEL, "loc": "left"}
 LEGEND: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "frameon": False}
 
-_LEFT_IN, _RIGHT_IN, _BOTTOM_IN = 0.75, 0.12, 0.62
+_LEFT_IN, _RIGHT_IN, _BOTTOM_IN = 0.75, 0.12, 0.5
 _GAP_IN, _TITLE_IN = 0.15, 0.3  # between columns, and above each row
 
 
@@ -49,13 +49,12 @@ def panel_grid(n_panels: int, legend_in: float) -> tuple[Figure, list[Axes]]:
     height_in = legend_in + _BOTTOM_IN + n_rows * (panel_in + _TITLE_IN)
     figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI)
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
-    panel_width_in = (WIDTH_IN - _LEFT_IN - _RIGHT_IN - (n_columns - 1) * _GAP_IN) / n_columns
     figure.subplots_adjust(
         left=_LEFT_IN / WIDTH_IN,
         right=1 - _RIGHT_IN / WIDTH_IN,
         top=1 - (legend_in + _TITLE_IN) / height_in,
         bottom=_BOTTOM_IN / height_in,
-        wspace=_GAP_IN / panel_width_in,
+        wspace=_GAP_IN / _panel_width_in(n_columns),
         hspace=_TITLE_IN / panel_in,
     )
     for axes in grid[n_panels:]:
@@ -72,7 +71,11 @@ def columns_of(n_panels: int) -> int:
 
 def title_length(n_panels: int) -> int:
     """How many characters of a title fit above one of `n_panels` panels."""
-    return 110 // columns_of(n_panels)
+    return int(11.5 * _panel_width_in(columns_of(n_panels)))
+
+
+def _panel_width_in(n_columns: int) -> float:
+    return (WIDTH_IN - _LEFT_IN - _RIGHT_IN - (n_columns - 1) * _GAP_IN) / n_columns
 
 
 def name_axes(figure: Figure, across: str, up: str) -> None:
@@ -87,6 +90,13 @@ def legend_above(figure: Figure, handles: Sequence[Any], n_columns: int, title: 
     figure.legend(handles=handles, ncols=n_columns, title=title or None, **place, **LEGEND)
 
 
+def palette(name: str, n_colors: int) -> list[Any]:
+    """So many colours of one of seaborn's palettes."""
+    import seaborn as sns
+
+    return list(sns.color_palette(name, n_colors))  # type: ignore[no-untyped-call]
+
+
 def quiet(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
     """Light grid behind the data, no box around it."""
     axes.grid(True, axis=grid, color="#e6e6e6", linewidth=0.7)
@@ -98,7 +108,7 @@ def quiet(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
 
 def say(axes: Axes, words: str) -> None:
     """Words in the middle of a panel that has nothing to draw."""
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", **LABEL)
+    axes.text(0.5, 0.4, words, transform=axes.transAxes, ha="center", **LABEL)
 
 
 def missing(row: Row) -> str:
@@ -123,5 +133,6 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script the font lacks
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        canvas = FigureCanvasAgg(figure)
+        canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return buffer.getvalue()

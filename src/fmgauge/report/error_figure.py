@@ -52,7 +52,7 @@ def _title(metrics: pd.DataFrame) -> str:
 
 def _top(metrics: pd.DataFrame) -> float:
     """The share that gets the full colour: the highest, but small ones stay pale."""
-    return max([0.05, *metrics["error_rate"].dropna()])
+    return max([0.05, *(float(rate) for rate in metrics["error_rate"].dropna())])
 
 
 def _shares(material: Material, workload: str) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def _draw_grid(axes: Axes, grid: pd.DataFrame, top: float) -> None:
     import seaborn as sns
 
     n_rows, n_columns = grid.shape
-    colors = sns.light_palette(VERMILION, as_cmap=True)
+    colors = sns.light_palette(VERMILION, as_cmap=True)  # type: ignore[no-untyped-call]
     axes.pcolormesh(grid.to_numpy(), vmin=0, vmax=top, cmap=colors, edgecolors="white", lw=1.5)
     size = 8 if n_columns <= 4 else 7
     for y, rates in enumerate(grid.to_numpy()):

@@ -11,6 +11,7 @@ import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ def report_html(
     """
     from markupsafe import Markup
 
-    parser = _parser()
-    allowed = {*links, *pictures}
-    parser.validateLink = lambda url: url in allowed
+    parser = _parser({*links, *pictures})
     tokens = parser.parse(markdown)
     contents = list(_with_anchors(tokens))
     for token in _inline(tokens):
@@ -62,10 +61,16 @@ def _environment() -> Environment:
     )
 
 
-def _parser() -> MarkdownIt:
+def _parser(allowed: set[str]) -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("autolink")
+    class NamedLinksOnly(MarkdownIt):
+        """Markdown in which nothing but `allowed` can be linked to or shown."""
+
+        def validateLink(self, url: str) -> bool:
+            return url in allowed
+
+    parser = NamedLinksOnly("commonmark", {"html": False}).enable("table").disable("autolink")
     parser.inline.ruler.before("html_inline", "verdict", _verdict_span)
     parser.add_render_rule("table_open", _table_open)
     parser.add_render_rule("table_close", _table_close)
@@ -97,7 +102,7 @@ def _table_close(self: Any, tokens: Sequence[Token], index: int, options: Any, e
 def _with_anchors(tokens: Sequence[Token]) -> list[tuple[str, str]]:
     """Give every section an anchor; the anchors and the sections' names."""
     contents = []
-    for token, inline in zip(tokens, tokens[1:], strict=False):
+    for token, inline in pairwise(tokens):
         if token.type == "heading_open" and token.tag == "h2":
             anchor = re.sub(r"[^a-z0-9]+", "-", inline.content.lower()).strip("-")
             token.attrSet("id", anchor)
@@ -131,7 +136,7 @@ def _dress_tables(tokens: Sequence[Token]) -> None:
 def _tables(tokens: Sequence[Token]) -> Iterator[list[list[tuple[Token, str]]]]:
     """Each table's columns, as pairs of a cell and its text, the header first."""
     rows: list[list[tuple[Token, str]]] = []
-    for token, inline in zip(tokens, tokens[1:], strict=False):
+    for token, inline in pairwise(tokens):
         if token.type == "tr_open":
             rows.append([])
         elif token.type in ("th_open", "td_open"):

@@ -18,6 +18,7 @@ from fmgauge.report.drawing import (
     legend_above,
     missing,
     name_axes,
+    palette,
     panel_grid,
     plain,
     quiet,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_POINTS = 5000
+_GAP_HEIGHT = 0.06  # of a panel, for one experiment's stages without a latency
 _MOST_LINES = 6  # more lines than this in one panel cannot be told apart
 
 
@@ -63,6 +65,8 @@ def tokens_vs_latency(material: Material) -> Figure:
     if len(points):
         panels[0].set_ylim(0, points["e2e_latency_s"].max() * 1.08)
         legend_above(figure, _level_handles(levels), min(len(levels), 12), "requests in flight")
+    else:
+        panels[0].set(xticks=[], yticks=[])
     name_axes(figure, "Prompt tokens, all datasets", "End-to-end latency, s")
     return figure
 
@@ -73,7 +77,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame, levels: Sequence[int]) -> Non
     if points.empty:
         say(axes, "no request succeeded")
     else:
-        sns.scatterplot(
+        sns.scatterplot(  # type: ignore[no-untyped-call]
             points,
             x="prompt_tokens",
             y="e2e_latency_s",
@@ -95,9 +99,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame, levels: Sequence[int]) -> Non
 
 def _level_colors(levels: Sequence[int]) -> dict[int, Any]:
     """Light to dark as the load rises, in steps that grey printing keeps."""
-    import seaborn as sns
-
-    return dict(zip(levels, sns.color_palette("viridis_r", len(levels) + 1)[1:], strict=True))
+    return dict(zip(levels, palette("viridis_r", len(levels) + 1)[1:], strict=True))
 
 
 def _level_markers(levels: Sequence[int]) -> dict[int, str]:
@@ -142,19 +144,18 @@ def _by_experiment(rows: pd.DataFrame) -> Any:
 def _draw_together(
     lines: Sequence[tuple[str, pd.DataFrame]], limits: Sequence[float]
 ) -> tuple[Figure, list[Axes]]:
-    import seaborn as sns
-
-    colors = sns.color_palette("colorblind")
+    colors = palette("colorblind", len(lines))
     labels = [plain(shortened(name, 40)) for name, _ in lines]
     n_columns = 3 if max(map(len, labels)) <= 26 else 2
     n_rows = math.ceil((len(lines) + len(limits)) / n_columns)
     figure, panels = panel_grid(1, legend_in=0.22 * n_rows - 0.15)
-    handles = [
-        _draw_line(panels[0], one, place, color=colors[place], marker=MARKERS[place], label=label)
-        for place, ((_, one), label) in enumerate(zip(lines, labels, strict=True))
-    ]
-    handles += _draw_limits(panels, limits)
-    legend_above(figure, handles, n_columns)
+    handles = []
+    for place, ((_, one), label) in enumerate(zip(lines, labels, strict=True)):
+        style = {"color": colors[place], "marker": MARKERS[place], "label": label}
+        handles.append(_draw_line(panels[0], one, **style))
+        rank = sum(_has_gap(earlier) for _, earlier in lines[:place])
+        _mark_gaps(panels[0], one, 0.96 - _GAP_HEIGHT * rank, colors[place])
+    legend_above(figure, handles + _draw_limits(panels, limits), n_columns)
     return figure, panels
 
 
@@ -165,7 +166,9 @@ def _draw_apart(
     for axes, (name, own) in zip(panels, lines, strict=True):
         for _, one in lines:
             axes.plot(one["concurrency"], one["latency_mean"], color=PALE, lw=0.8, zorder=1)
-        _draw_line(axes, own, 0, color=BLUE, marker="o", label=name)
+        _draw_line(axes, own, color=BLUE, marker="o")
+        if own["latency_mean"].isna().all():
+            say(axes, missing(own.iloc[0].to_dict()))
         axes.set_title(plain(shortened(name, title_length(len(lines)))), **TITLE)
     handles = _draw_limits(panels, limits)
     if handles:
@@ -173,17 +176,13 @@ def _draw_apart(
     return figure, panels
 
 
-def _draw_line(axes: Axes, rows: pd.DataFrame, rank: int, **style: Any) -> Any:
-    """One experiment's means with their intervals; a stage without a mean gets a cross."""
-    stages: list[Row] = rows.to_dict("records")
-    done = [row for row in stages if math.isfinite(row["latency_mean"])]
-    for row in stages:
-        if not math.isfinite(row["latency_mean"]):
-            _mark_without_latency(axes, row, style["color"], rank)
-    arms = [_arms(row) for row in done]
+def _draw_line(axes: Axes, rows: pd.DataFrame, **style: Any) -> Any:
+    """One experiment's means with their intervals, where there are means."""
+    done = rows[rows["latency_mean"].notna()]
+    arms = [_arms(row) for row in done.to_dict("records")]
     return axes.errorbar(
-        [row["concurrency"] for row in done],
-        [row["latency_mean"] for row in done],
+        done["concurrency"],
+        done["latency_mean"],
         yerr=[[below for below, _ in arms], [above for _, above in arms]],
         capsize=3,
         markersize=5,
@@ -193,21 +192,18 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, rank: int, **style: Any) -> Any:
     )
 
 
-def _mark_without_latency(axes: Axes, row: Row, color: Any, rank: int) -> None:
-    """A cross near the panel's top: there was load, or was to be, and no latency came of it."""
-    place = (row["concurrency"], 0.95 - 0.06 * rank)
+def _has_gap(rows: pd.DataFrame) -> bool:
+    return bool(rows["latency_mean"].isna().any())
+
+
+def _mark_gaps(axes: Axes, rows: pd.DataFrame, height: float, color: Any) -> None:
+    """A cross above the lines for each stage of which no latency came, and why."""
     transform = axes.get_xaxis_transform()
-    axes.plot(*place, "x", color=color, transform=transform)
-    axes.annotate(
-        missing(row),
-        place,
-        (5, 0),
-        xycoords=transform,
-        textcoords="offset points",
-        fontsize=8,
-        va="center",
-        color=INK,
-    )
+    for row in rows[rows["latency_mean"].isna()].to_dict("records"):
+        place = (row["concurrency"], height)
+        axes.plot(*place, "x", color=color, transform=transform)
+        offset: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(missing(row), place, xycoords=transform, fontsize=8, color=INK, **offset)
 
 
 def _arms(row: Row) -> tuple[float, float]:
@@ -241,7 +237,8 @@ def _scale(panels: Sequence[Axes], rows: pd.DataFrame, limits: Sequence[float]) 
         axes.set_xticks(ticks, [str(level) for level in ticks])
         axes.minorticks_off()
         quiet(axes, grid="y")
-    panels[0].set_ylim(0, max([_top_of_lines(rows), *limits]) * 1.15)
+    n_gaps = sum(_has_gap(one) for _, one in _by_experiment(rows)) if len(panels) == 1 else 0
+    panels[0].set_ylim(0, max([_top_of_lines(rows), *limits]) * 1.1 / (1 - _GAP_HEIGHT * n_gaps))
     panels[0].set_xlim(levels[0] / 1.3, levels[-1] * 1.5)
 
 

@@ -74,7 +74,7 @@ class Material:
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, str], Row]:
-        rows = self.metrics.to_dict("records")
+        rows: list[dict[Any, Any]] = self.metrics.to_dict("records")
         return {(r["experiment_name"], r["workload"], r["stage"]): r for r in rows}
 
     def row(self, stage: StageVerdict) -> Row:

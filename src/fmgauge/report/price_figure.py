@@ -46,6 +46,8 @@ _BESIDE: dict[str, Any] = {
     "textcoords": "offset points",
     "va": "center",
     "annotation_clip": False,
+    "zorder": 5,
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # above a budget's line
 }
 
 

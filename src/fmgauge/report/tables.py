@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fmgauge.config.model import Experiment
 from fmgauge.decision import BudgetCheck, StageVerdict
 from fmgauge.metrics import PERCENTILES
+from fmgauge.records import Endpoint
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, escaped, shortened, table
 from fmgauge.report.material import NOT_RUN, Material, Row, instance_of
@@ -196,7 +197,7 @@ def not_run_table(metrics: pd.DataFrame) -> Markdown | None:
     return table(
         ("experiment", "dataset", "concurrency", "reason"),
         (
-            (name, workload, _levels(group), code(shortened(_reason(status), _LONGEST_ERROR)))
+            (name, workload, _levels(group), code(shortened(_reason(str(status)), _LONGEST_ERROR)))
             for (name, workload, status), group in groups
         ),
     )
@@ -230,10 +231,7 @@ def endpoints_table(material: Material) -> Markdown:
 def _endpoint_row(material: Material, experiment: Experiment) -> list[object]:
     endpoint = material.endpoints.get(experiment.name)
     started_s = endpoint.first_answer_s if endpoint else None
-    count = f"{experiment.instance_count} × " if experiment.instance_count > 1 else ""
-    state = "never brought up" if endpoint is None else endpoint.state
-    if endpoint is not None and endpoint.error:
-        state = Markdown("{}: {}").fill(state, code(shortened(endpoint.error, _LONGEST_ERROR)))
+    count = f"{experiment.instance_count} of " if experiment.instance_count > 1 else ""
     return [
         experiment.name,
         code(experiment.model.name),
@@ -241,8 +239,16 @@ def _endpoint_row(material: Material, experiment: Experiment) -> list[object]:
         f"{count}{instance_of(experiment)}",
         ", ".join(_settings(experiment)),
         "n/a" if started_s is None else wording.fixed(started_s),
-        state,
+        _state(endpoint),
     ]
+
+
+def _state(endpoint: Endpoint | None) -> Markdown:
+    if endpoint is None:
+        return Markdown("never brought up")
+    if endpoint.error is None:
+        return escaped(endpoint.state)
+    return Markdown("{}: {}").fill(endpoint.state, code(shortened(endpoint.error, _LONGEST_ERROR)))
 
 
 def _settings(experiment: Experiment) -> Iterator[str]:

@@ -1,0 +1,668 @@
+"""The closed loop against a scripted server: what is in flight, on which prompts, and records."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmgauge.config import PlannedStage, planned_stages
+from fmgauge.config.loading import load_config
+from fmgauge.errors import ConfigError, StepError
+from fmgauge.load import Progress, ask_once, read_progress, run_stages
+from fmgauge.load.closed_loop import ClosedLoopStage
+from fmgauge.load.sending import Target
+from fmgauge.records import (
+    Endpoint,
+    Payload,
+    RequestRecord,
+    StageInfo,
+    StageKey,
+    read_stage,
+    write_payloads,
+)
+from fmgauge.runs import Run, open_run
+from fmgauge.transport import RealClock, run_event_loop
+from fmgauge.workloads import sending_salt
+from scripted_server import (
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    Peer,
+    Request,
+    Script,
+    ScriptedServer,
+    answer,
+    chat_events,
+    chunk,
+    delta,
+    event,
+    response,
+)
+
+CONFIG = """
+run: {{name: test, seed: 7}}
+workloads:
+  - {{name: short, source: {{kind: jsonl, paths: [none.jsonl]}}}}
+experiments:
+  - name: one
+    model: {{name: tiny, tokenizer: tokenizer.json}}
+    endpoint: {{kind: openai, base_url: "{base_url}", api_key_env: TEST_LOAD_KEY}}
+    workloads: [short]
+    load: &load
+      - {{kind: closed_loop, concurrency: {concurrency}, warmup_s: {warmup_s},
+         duration_s: {duration_s}, timeout_s: {timeout_s}}}
+  - name: two
+    model: {{name: tiny}}
+    endpoint: {{kind: openai, base_url: "{base_url}"}}
+    workloads: [short]
+    load: *load
+"""
+SALT = sending_salt(7, "as prepared", 0)
+
+
+def payloads(measured: int = 4, reserved: int = 2) -> list[Payload]:
+    """Salted prompts, of which some are kept for warm-up."""
+    names = [f"measured-{n}" for n in range(measured)] + [f"reserved-{n}" for n in range(reserved)]
+    return [
+        Payload(name, f"{SALT} {name}", None, 7, 16, salt=SALT, reserved=name.startswith("r"))
+        for name in names
+    ]
+
+
+def name_of(request: Request) -> str:
+    """Which payload a request carries."""
+    return request.prompt.split()[-1]
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The key that experiment one's endpoint asks for."""
+    monkeypatch.setenv("TEST_LOAD_KEY", "key-12345")
+    return "key-12345"
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a config whose endpoints answer at `base_url`."""
+
+    def write(base_url: str, **changes: Any) -> Path:
+        load = {"concurrency": [2], "warmup_s": 0.05, "duration_s": 0.2, "timeout_s": 10} | changes
+        path = tmp_path / "config.yml"
+        path.write_text(CONFIG.format(base_url=base_url, **load))
+        return path
+
+    return write
+
+
+def endpoint(experiment: str, base_url: str, **changes: Any) -> Endpoint:
+    """A ready endpoint."""
+    return Endpoint(experiment, "openai", "ready", base_url, "tiny", None, 1, False, **changes)
+
+
+@pytest.fixture
+def run_loop(config_path: Callable[..., Path]) -> Callable[..., Any]:
+    """Runs one closed-loop stage of experiment two at `base_url`; its facts and records."""
+
+    def run(base_url: str, **changes: Any) -> tuple[StageInfo, list[RequestRecord]]:
+        config = load_config(config_path(base_url, **changes)).config
+        planned = planned_stages(config)[-1]
+        return run_event_loop(stage_of(planned, base_url).run())
+
+    return run
+
+
+def stage_of(planned: PlannedStage, base_url: str, **changes: Any) -> ClosedLoopStage:
+    """A stage ready to run."""
+    target = Target(endpoint(planned.experiment.name, base_url), planned.key)
+    given = {"payloads": payloads(), "seed": 7, "clock": RealClock()} | changes
+    return ClosedLoopStage(planned, target, **given)
+
+
+def measured_of(records: list[RequestRecord]) -> list[RequestRecord]:
+    """The records of the window."""
+    return [record for record in records if record.phase == "measured"]
+
+
+# --- concurrency ---------------------------------------------------------------------------------
+
+
+def test_never_more_in_flight_than_asked(run_loop: Callable[..., Any]) -> None:
+    """Under heavy-tailed service times the server counts the asked concurrency, and never more."""
+    rng = random.Random(7)
+
+    async def script(request: Request, peer: Peer) -> None:
+        await asyncio.sleep(min(rng.lognormvariate(-6.0, 1.5), 0.2))
+        await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        run_loop(server.base_url, concurrency=[5])
+
+    assert max(server.in_flight_at_arrival) == 5
+
+
+def test_there_are_no_waves(run_loop: Callable[..., Any]) -> None:
+    """While one request waits, the other places go on: it is answered after thirty later ones."""
+    answered = 0
+    enough = asyncio.Event()
+
+    async def script(request: Request, peer: Peer) -> None:
+        nonlocal answered
+        if request.number == 0:
+            await enough.wait()
+        await answer(request, peer)
+        answered += 1
+        if answered == 30:
+            enough.set()
+
+    with ScriptedServer(script) as server:
+        _, records = run_loop(server.base_url, concurrency=[3], duration_s=1.0)
+
+    assert {record.status for record in records} <= {"ok", "cancelled"}
+    assert enough.is_set()
+
+
+def test_connections_are_opened_before_the_clock_starts(run_loop: Callable[..., Any]) -> None:
+    """The first request of each place finds its connection made: it was connected before 0 s."""
+    with ScriptedServer(answer) as server:
+        _, records = run_loop(server.base_url, concurrency=[3])
+
+    firsts = [record for record in records if not record.connection_reused]
+    assert len(firsts) == 3
+    assert all(record.connected_at_s < 0 for record in firsts)
+
+
+def test_server_that_drops_connections_fails_nothing(run_loop: Callable[..., Any]) -> None:
+    """A server that closes after each answer costs no request and no place."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        await answer(request, peer)
+        peer.close()
+
+    with ScriptedServer(script) as server:
+        _, records = run_loop(server.base_url)
+
+    assert Counter(record.status for record in measured_of(records)).keys() == {"ok"}
+
+
+# --- phases and prompts --------------------------------------------------------------------------
+
+
+def test_measured_prompts_are_sent_only_in_the_window(run_loop: Callable[..., Any]) -> None:
+    """Warm-up and drain send kept prompts; measured requests send the others, in their order."""
+    with ScriptedServer(answer) as server:
+        info, records = run_loop(server.base_url)
+
+    measured = [record.payload_id for record in measured_of(records)]
+    others = {record.payload_id for record in records if record.phase != "measured"}
+    in_order = sorted(measured_of(records), key=lambda record: number_of(record.request_id))
+    expected = [f"measured-{n % 4}" for n in range(len(measured))]
+    assert [record.payload_id for record in in_order] == expected
+    assert others == {"reserved-0", "reserved-1"}
+    assert (info.window_start_s, info.window_end_s) == (0.05, 0.25)
+
+
+def number_of(request_id: str) -> int:
+    """The number of the sending, which ends its id."""
+    return int(request_id.rpartition("-")[2])
+
+
+def test_requests_of_the_window_are_those_sent_in_it(run_loop: Callable[..., Any]) -> None:
+    """No request of another phase was sent in the window, and none of the window outside it."""
+    with ScriptedServer(answer) as server:
+        info, records = run_loop(server.base_url)
+
+    for record in records:
+        before, after = record.sent_at_s < 0.05, record.intended_at_s >= 0.25
+        assert not (record.phase == "measured" and (before or after))
+        assert not (record.phase == "warmup" and record.intended_at_s >= 0.05)
+        assert not (record.phase == "drain" and record.sent_at_s < 0.25)
+    assert info.finished_at_s >= 0.25
+
+
+def test_load_goes_on_until_the_last_measured_request_has_ended(
+    run_loop: Callable[..., Any],
+) -> None:
+    """A measured request that outlasts the window ends under load, and is still recorded."""
+    held: list[int] = []
+    three_later = asyncio.Event()
+    drained = 0
+
+    async def script(request: Request, peer: Peer) -> None:
+        nonlocal drained
+        if name_of(request) == "measured-0" and not held:
+            held.append(request.number)
+            await three_later.wait()
+        elif held and name_of(request).startswith("reserved"):
+            drained += 1
+            if drained == 3:
+                three_later.set()
+        await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        info, records = run_loop(server.base_url)
+
+    slow = max(measured_of(records), key=lambda record: record.finished_at_s)
+    assert (slow.payload_id, slow.status) == ("measured-0", "ok")
+    assert slow.finished_at_s > info.window_end_s
+    assert sum(record.phase == "drain" for record in records) >= 3
+
+
+def test_fillers_in_flight_at_the_end_are_cancelled(run_loop: Callable[..., Any]) -> None:
+    """What is in flight when the last measured request ends is recorded as cancelled, in drain."""
+    held: list[int] = []
+    filler_came = asyncio.Event()
+
+    async def script(request: Request, peer: Peer) -> None:
+        if name_of(request) == "measured-0" and not held:
+            held.append(request.number)
+            await filler_came.wait()
+        elif held and name_of(request).startswith("reserved"):
+            filler_came.set()
+            await asyncio.Event().wait()
+        await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        _, records = run_loop(server.base_url)
+
+    cancelled = [record for record in records if record.status == "cancelled"]
+    assert [record.phase for record in cancelled] == ["drain"]
+
+
+def test_no_two_sendings_share_a_prompt(run_loop: Callable[..., Any]) -> None:
+    """Every sending is salted anew, whatever its phase, so that no cache can have seen it."""
+    with ScriptedServer(answer) as server:
+        run_loop(server.base_url)
+
+    prompts = [request.prompt for request in server.requests]
+    assert len(set(prompts)) == len(prompts) > 10
+
+
+def test_experiments_are_sent_the_same_measured_prompts(
+    config_path: Callable[..., Path],
+) -> None:
+    """Two experiments get equal measured prompts, salts included, in equal order."""
+    seen = []
+    for planned in planned_stages(load_config(config_path("http://127.0.0.1:1/v1")).config):
+        with ScriptedServer(answer) as server:
+            run_event_loop(stage_of(planned, server.base_url).run())
+        names = [request.prompt for request in server.requests if "measured" in request.prompt]
+        seen.append(sorted(names))
+
+    shorter, longer = sorted(seen, key=len)
+    assert set(shorter) <= set(longer)
+
+
+def test_stage_without_kept_prompts_is_refused(config_path: Callable[..., Path]) -> None:
+    """Without prompts kept for warm-up nothing is sent: measured prompts would be warm."""
+    planned = planned_stages(load_config(config_path("http://127.0.0.1:1/v1")).config)[0]
+
+    with pytest.raises(StepError, match="kept for warm-up"):
+        stage_of(planned, "http://127.0.0.1:1/v1", payloads=payloads(reserved=0))
+
+
+# --- records -------------------------------------------------------------------------------------
+
+
+def test_record_ids_are_the_ids_that_the_server_saw(run_loop: Callable[..., Any]) -> None:
+    """Each request has an id of its own, sent as x-request-id: records can be joined on it."""
+    with ScriptedServer(answer) as server:
+        _, records = run_loop(server.base_url)
+
+    seen = [request.headers["x-request-id"] for request in server.requests]
+    assert len(set(seen)) == len(seen)
+    assert set(seen) == {record.request_id for record in records}
+
+
+def test_ttft_contains_the_servers_own(run_loop: Callable[..., Any]) -> None:
+    """TTFT is never below the time the server took to its first token, the role chunk aside."""
+    took_s: dict[str, float] = {}
+
+    async def script(request: Request, peer: Peer) -> None:
+        arrived_at_s = time.perf_counter()
+        role, *rest = map(chunk, chat_events())
+        await peer.send(STREAM_HEAD, role)
+        await asyncio.sleep(0.03)
+        took_s[request.headers["x-request-id"]] = time.perf_counter() - arrived_at_s
+        await peer.send(*rest)
+        peer.served()
+        await peer.send(LAST_CHUNK)
+
+    with ScriptedServer(script) as server:
+        _, records = run_loop(server.base_url)
+
+    for record in measured_of(records):
+        assert record.token_at_s[0] - record.sent_at_s >= took_s[record.request_id]
+
+
+def test_instants_of_a_record_are_in_order(run_loop: Callable[..., Any]) -> None:
+    """Intended, sent, first byte, tokens, finished: in this order, in every record."""
+    with ScriptedServer(answer) as server:
+        _, records = run_loop(server.base_url)
+
+    for record in measured_of(records):
+        instants = [record.intended_at_s, record.sent_at_s, record.first_byte_at_s]
+        instants += [*record.token_at_s, record.finished_at_s]
+        assert instants == sorted(instants)
+        assert (len(record.token_at_s), record.output_tokens, record.prompt_tokens) == (2, 2, 5)
+
+
+async def _nothing(_: Request, __: Peer) -> None:
+    await asyncio.Event().wait()
+
+
+def _stream_of(*events: bytes, then: str = "") -> Script:
+    async def script(_: Request, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD, *map(chunk, events), *(() if then else (LAST_CHUNK,)))
+        if then:
+            getattr(peer, then)()
+
+    return script
+
+
+def _reply_of(reply: bytes) -> Script:
+    async def script(_: Request, peer: Peer) -> None:
+        await peer.send(reply)
+
+    return script
+
+
+async def _close(_: Request, peer: Peer) -> None:
+    peer.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (_reply_of(response("429 Too Many Requests", b"slow down")), "throttled"),
+        (_reply_of(response("503 Busy", b"later", "Retry-After: 1")), "throttled"),
+        (_reply_of(response("500 Error", b"oops")), "http_error"),
+        (_stream_of(delta(content="a"), event({"error": "oops"}), DONE), "stream_error"),
+        (_stream_of(delta(content="a"), b"data: {oops\n\n"), "stream_error"),
+        (_stream_of(delta(content="a"), then="close"), "truncated"),
+        (_stream_of(delta(content="a"), then="reset"), "truncated"),
+        (_stream_of(delta(content="a")), "truncated"),
+        (_stream_of(delta(role="assistant"), delta(finish_reason="stop"), DONE), "empty"),
+        (_close, "connection_error"),
+        (_nothing, "timeout"),
+    ],
+)
+def test_failure_is_a_record_and_the_loop_goes_on(
+    run_loop: Callable[..., Any], fault: Script, status: str
+) -> None:
+    """Every kind of failure is recorded under its name, and requests around it are answered."""
+    struck: list[str] = []
+
+    async def script(request: Request, peer: Peer) -> None:
+        first = "measured-1" in request.prompt and not struck
+        if first or request.headers["x-request-id"] in struck:
+            struck.append(request.headers["x-request-id"])  # a resent request fails again
+            await fault(request, peer)
+        else:
+            await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        _, records = run_loop(server.base_url, timeout_s=0.4)
+
+    failed = [record for record in measured_of(records) if record.status != "ok"]
+    assert [(record.request_id, record.status) for record in failed] == [(struck[0], status)]
+    assert failed[0].error
+    assert len(measured_of(records)) > 3
+
+
+def test_dead_endpoint_is_not_hammered(run_loop: Callable[..., Any]) -> None:
+    """Where nobody listens every attempt is a record, and each place pauses before the next."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+
+    info, records = run_loop(f"http://127.0.0.1:{port}/v1")
+
+    assert {record.status for record in records} == {"connection_error"}
+    assert measured_of(records)
+    assert len(records) <= 2 * (info.finished_at_s / 0.1 + 1)
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    """A server that answers everything with two tokens."""
+    with ScriptedServer(answer) as server:
+        yield server
+
+
+@pytest.fixture
+def new_run(config_path: Callable[..., Path], tmp_path: Path) -> Callable[..., Run]:
+    """Opens a run, with payloads prepared, whose endpoints answer at `base_url`."""
+
+    def open_(base_url: str, **changes: Any) -> Run:
+        run = open_run(config_path(base_url, **changes), "test-run")
+        write_payloads(run.payloads_path("short"), payloads())
+        return run
+
+    return open_
+
+
+def both(base_url: str, **of_one: Any) -> dict[str, Endpoint]:
+    """Ready endpoints of both experiments."""
+    return {"one": endpoint("one", base_url, **of_one), "two": endpoint("two", base_url)}
+
+
+def test_every_stage_is_written(new_run: Callable[..., Run], server: ScriptedServer) -> None:
+    """Each planned stage leaves its records and facts, and is announced in one line."""
+    run = new_run(server.base_url, concurrency=[1, 2])
+    lines: list[str] = []
+
+    done = run_stages(run, both(server.base_url), announce=lines.append)
+
+    assert done == [planned.key for planned in planned_stages(run.config)]
+    info, table = read_stage(run.stage_folder(done[1]))
+    assert (info.concurrency, info.kind, info.seed) == (2, "closed_loop", 7)
+    assert set(table["experiment"].to_pylist()) == {"one"}
+    assert len(lines) == 4
+    assert lines[1].startswith("one/short/concurrency-2: ")
+
+
+def test_stage_that_is_done_is_not_run_again(
+    new_run: Callable[..., Run], server: ScriptedServer
+) -> None:
+    """A run that goes on runs the missing stages only."""
+    run = new_run(server.base_url)
+    run_stages(run, {"one": endpoint("one", server.base_url)}, announce=lambda _: None)
+
+    done = run_stages(run, both(server.base_url), announce=lambda _: None)
+
+    assert done == [StageKey("two", "short", "concurrency-2")]
+
+
+def test_experiment_is_done_after_its_last_missing_stage(
+    new_run: Callable[..., Run], server: ScriptedServer
+) -> None:
+    """Each experiment is reported done once, at once when nothing of it is left."""
+    run = new_run(server.base_url)
+    order: list[str] = []
+
+    for _ in range(2):
+        run_stages(run, both(server.base_url), order.append, lambda line: order.append(line[:4]))
+
+    assert order == ["one/", "one", "two/", "two", "one", "two"]
+
+
+def test_endpoint_that_is_not_ready_is_skipped_aloud(
+    new_run: Callable[..., Run], server: ScriptedServer
+) -> None:
+    """An endpoint that did not come up costs its own stages only, and its reason is told."""
+    run = new_run(server.base_url)
+    failed = Endpoint("one", "openai", "failed", None, "tiny", None, 1, False, error="no memory")
+    lines: list[str] = []
+
+    done = run_stages(run, both(server.base_url) | {"one": failed}, announce=lines.append)
+
+    assert [key.experiment for key in done] == ["two"]
+    assert "no memory" in lines[0]
+
+
+def test_interrupted_stage_is_not_written(new_run: Callable[..., Run]) -> None:
+    """Ctrl-C ends the load at once and leaves no trace of the stage in flight."""
+    struck = []
+
+    async def script(request: Request, peer: Peer) -> None:
+        if "measured" in request.prompt and not struck:
+            struck.append(request.number)
+            os.kill(os.getpid(), signal.SIGINT)
+        await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        run = new_run(server.base_url)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(run, both(server.base_url), announce=lambda _: None)
+
+        assert server.comes_to(lambda: not server.open_connections)
+    assert not list(run.requests_folder.rglob("*"))
+
+
+def test_key_is_sent_but_never_recorded(new_run: Callable[..., Run], key: str) -> None:
+    """The key goes into the header, and not into a record even where the server repeats it."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        await peer.send(response("401 No", request.headers["authorization"].encode()))
+
+    with ScriptedServer(script) as server:
+        run = new_run(server.base_url)
+        endpoints = {"one": endpoint("one", server.base_url, api_key_env="TEST_LOAD_KEY")}
+        done = run_stages(run, endpoints, announce=lambda _: None)
+
+    errors = set(read_stage(run.stage_folder(done[0]))[1]["error"].to_pylist())
+    assert server.requests[0].headers["authorization"] == f"Bearer {key}"
+    assert "HTTP 401: Bearer ***" in errors
+    assert not any(error and key in error for error in errors)
+
+
+@pytest.mark.parametrize("value", ["", "two words", "caf\u00e9"])
+def test_key_that_is_not_set_is_refused_before_the_first_request(
+    new_run: Callable[..., Run],
+    server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    value: str,
+) -> None:
+    """A missing or impossible key is an error that names the config's line; nothing is sent."""
+    monkeypatch.setenv("TEST_LOAD_KEY", value)
+    run = new_run(server.base_url)
+    endpoints = both(server.base_url, api_key_env="TEST_LOAD_KEY")
+
+    with pytest.raises(ConfigError, match=r"config.yml:8: .*api_key_env.*TEST_LOAD_KEY"):
+        run_stages(run, endpoints, announce=lambda _: None)
+
+    assert server.requests == []
+
+
+def test_tokens_are_counted_where_the_server_counts_none(
+    new_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Without usage the workload's tokenizer counts the answer's text, and the record says so."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "well": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    texts = delta(content="well well we"), delta(content="ll"), delta(finish_reason="stop")
+
+    with ScriptedServer(_stream_of(*texts, DONE)) as server:
+        run = new_run(server.base_url)
+        endpoints = {"one": endpoint("one", server.base_url)}
+        done = run_stages(run, endpoints, announce=lambda _: None)
+
+    rows = read_stage(run.stage_folder(done[0]))[1].to_pylist()
+    row = next(row for row in rows if row["status"] == "ok")
+    assert (row["output_tokens"], row["prompt_tokens"], row["token_source"]) == (3, 7, "tokenizer")
+    assert row["response_text"] is None
+
+
+# --- progress ------------------------------------------------------------------------------------
+
+
+def test_progress_is_written_while_a_stage_runs(new_run: Callable[..., Run]) -> None:
+    """While requests are sent the file tells the stage, what is in flight and what is left."""
+    seen: list[Progress] = []
+
+    async def script(request: Request, peer: Peer) -> None:
+        progress = read_progress(run.progress_path)
+        if progress is not None:
+            seen.append(progress)
+        await asyncio.sleep(0.005)
+        await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        run = new_run(server.base_url, duration_s=1.2)
+        run_stages(run, {"two": endpoint("two", server.base_url)}, announce=lambda _: None)
+
+    during = seen[0]
+    assert (during.stage, during.stage_number, during.n_stages) == ("two/short/concurrency-2", 2, 2)
+    assert 1 <= during.in_flight <= 2
+    assert during.run_remaining_s == during.stage_remaining_s == 1.25 - during.elapsed_s
+    assert read_progress(run.progress_path).stage_remaining_s == 0
+
+
+def test_progress_counts_the_stages_to_come(
+    new_run: Callable[..., Run], server: ScriptedServer
+) -> None:
+    """After a stage the time left in the run is the planned time of those still missing."""
+    run = new_run(server.base_url)
+    left: list[float] = []
+
+    def note(_: str) -> None:
+        left.append(read_progress(run.progress_path).run_remaining_s)
+
+    run_stages(run, both(server.base_url), announce=note)
+
+    assert left == [0.25, 0.0]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"{}", b"[1]", b'{"stage": 1, "other": 2}'])
+def test_progress_that_cannot_be_read_is_none(tmp_path: Path, content: bytes | None) -> None:
+    """No file, half a file or another file is no progress, and no error."""
+    path = tmp_path / "progress.json"
+    if content is not None:
+        path.write_bytes(content)
+
+    assert read_progress(path) is None
+
+
+# --- one request ---------------------------------------------------------------------------------
+
+
+def test_ask_once_returns_the_record(server: ScriptedServer) -> None:
+    """One question, one record with the answer's text."""
+    record = ask_once(endpoint("x", server.base_url), prompt="Hi", max_output_tokens=3)
+
+    assert (record.status, record.response_text, record.output_tokens) == ("ok", "Hello", 2)
+    assert server.requests[0].prompt == "Hi"
+    assert server.requests[0].fields["max_tokens"] == 3
+
+
+def test_ask_once_where_nobody_listens_is_a_record() -> None:
+    """A refused connection is what a probe is for: a record, not an exception."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+
+    assert ask_once(endpoint("x", f"http://127.0.0.1:{port}/v1")).status == "connection_error"
+
+
+def test_ask_once_without_its_key_is_refused(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key variable that is not set is the user's to mend, before anything is sent."""
+    monkeypatch.delenv("TEST_LOAD_KEY")
+
+    with pytest.raises(ConfigError, match="TEST_LOAD_KEY"):
+        ask_once(endpoint("x", server.base_url, api_key_env="TEST_LOAD_KEY"))
