@@ -15,7 +15,8 @@ from fmgauge.errors import ConfigError
 from fmgauge.records import StageKey
 from fmgauge.runs import (
     find_run,
-    find_runs,
+    find_run_folder,
+    find_run_folders,
     mark_step,
     new_run_id,
     now_utc,
@@ -278,7 +279,7 @@ def test_a_creation_that_was_cut_short_is_begun_anew(project):
     partial = project / "results" / ".first.partial"
     partial.mkdir(parents=True)
     (partial / "config.yaml").write_text("run: {")
-    assert find_runs() == []
+    assert find_run_folders() == []
 
     run = open_run("config.yml", "first")
 
@@ -416,25 +417,23 @@ def test_every_run_is_found(project):
         open_run("config.yml", name)
     (project / "results" / "notes").mkdir()
 
-    assert [run.run_id for run in find_runs()] == ["a", "b"]
+    assert [run.run_id for run in find_run_folders()] == ["a", "b"]
 
 
 def test_no_runs_are_found_where_there_are_no_results(project):
     """Without a results folder there are no runs."""
-    assert find_runs() == []
+    assert find_run_folders() == []
 
 
-def test_runs_that_cannot_be_read_are_all_told(project):
-    """A sweep over all runs does not pass over a damaged one in silence."""
-    for name in ("a", "b", "c"):
-        open_run("config.yml", name)
-    for name in ("a", "c"):
-        (project / "results" / name / "manifest.json").unlink()
+def test_a_damaged_run_s_folder_is_found(project):
+    """What a run left behind can be looked for even where its config or manifest is damaged."""
+    open_run("config.yml", "a")
+    (project / "results" / "a" / "manifest.json").unlink()
+    (project / "results" / "a" / "config.yaml").write_text("run: {")
 
-    assert [line.split(":")[0] for line in refusal(find_runs).splitlines()] == [
-        f"{project}/results/a/manifest.json",
-        f"{project}/results/c/manifest.json",
-    ]
+    found = find_run_folder("a")
+
+    assert (found.run_id, found.folder) == ("a", project / "results" / "a")
 
 
 # --- steps ----------------------------------------------------------------------------------------

@@ -914,7 +914,7 @@ def test_preparing_again_writes_the_same_bytes(run: Run) -> None:
 def test_nothing_is_written_where_one_workload_is_unusable(config: Config) -> None:
     """The good workload's file is not written either."""
     loaded = config(jsonl(SAMPLE, template=QUESTION), jsonl("none.jsonl"))
-    run = Run("test", loaded, loaded.base_dir / "test")
+    run = Run("test", loaded.base_dir / "test", loaded)
     with pytest.raises(ConfigError):
         prepare_payloads(run)
     assert not run.workloads_path.parent.exists()

@@ -10,16 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fmgauge import __version__
 from fmgauge.errors import ConfigError, FmgaugeError
 
-if TYPE_CHECKING:
-    from fmgauge.runs import Run
-
 EXIT_STEP_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FmgaugeError as error:
         print(f"fmgauge: {error}", file=sys.stderr)
         return EXIT_STEP_FAILED
+    except KeyboardInterrupt:  # before a run begins; from then on the pipeline takes signals
+        return EXIT_INTERRUPTED
     return code
 
 
@@ -106,15 +105,16 @@ def _check(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from fmgauge.pipeline.sequence import rebuild_report
+    from fmgauge.runs import find_run
 
-    return rebuild_report(_existing(options.run_id))
+    return rebuild_report(find_run(options.run_id))
 
 
 def _clean_up(options: argparse.Namespace) -> int:
     from fmgauge.deploy import clean_up
-    from fmgauge.runs import find_runs
+    from fmgauge.runs import find_run_folder, find_run_folders
 
-    runs = [_existing(options.run_id)] if options.run_id else find_runs()
+    runs = [find_run_folder(options.run_id)] if options.run_id else find_run_folders()
     reports = [(run, clean_up(run)) for run in runs]
     for run, report in reports:
         for name in report.ended:
@@ -124,12 +124,6 @@ def _clean_up(options: argparse.Namespace) -> int:
     left = sum(len(report.left) for _, report in reports)
     print(f"{len(runs)} run(s) looked at; {left} resource(s) left running.")
     return EXIT_STEP_FAILED if left else 0
-
-
-def _existing(run_id: str) -> Run:
-    from fmgauge.runs import find_run
-
-    return find_run(run_id)
 
 
 if __name__ == "__main__":

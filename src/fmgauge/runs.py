@@ -32,17 +32,11 @@ _REPORTED_VERSIONS = ("fmgauge", "xllamacpp", "papermill", "pandas", "pyarrow", 
 
 
 @dataclass(frozen=True)
-class Run:
-    """One execution of a config: its id, its config, and the folder that holds its files."""
+class RunFolder:
+    """Where one run's files lie; all that clean-up needs, whatever became of the config."""
 
     run_id: str
-    loaded: LoadedConfig
     folder: Path
-
-    @property
-    def config(self) -> Config:
-        """The resolved config."""
-        return self.loaded.config
 
     @property
     def config_path(self) -> Path:
@@ -113,6 +107,18 @@ class Run:
         return self.requests_folder / key.experiment / key.workload / key.stage
 
 
+@dataclass(frozen=True)
+class Run(RunFolder):
+    """One execution of a config: its id, the folder that holds its files, and its config."""
+
+    loaded: LoadedConfig
+
+    @property
+    def config(self) -> Config:
+        """The resolved config."""
+        return self.loaded.config
+
+
 def now_utc() -> datetime:
     """The wall clock; for names, ledgers and leases, never for latencies."""
     return datetime.now(UTC)
@@ -134,7 +140,7 @@ def open_run(
     `must_exist` where there is no such run.
     """
     loaded = load_config(_looked_for_upwards(Path(config_path)), overrides)
-    run = Run(run_id, loaded, _run_folder(loaded, run_id))
+    run = Run(run_id, _run_folder(loaded, run_id), loaded)
     if os.path.isfile(run.config_path):
         read_manifest(run)
         _refuse_other_config(run)
@@ -150,28 +156,28 @@ def find_run(run_id_or_folder: str, results_dir: Path = Path("results")) -> Run:
 
     Raises ConfigError where there is none, or where its manifest is missing or torn.
     """
+    found = find_run_folder(run_id_or_folder, results_dir)
+    manifest = _manifest_at(found.manifest_path)
+    return Run(manifest["run_id"], found.folder, load_config(found.config_path))
+
+
+def find_run_folder(run_id_or_folder: str, results_dir: Path = Path("results")) -> RunFolder:
+    """The folder of the run with this id below `results_dir`, or this folder; its config unread.
+
+    Raises ConfigError where there is none.
+    """
     candidates = [Path(run_id_or_folder), results_dir / run_id_or_folder]
     folders = [folder for folder in candidates if os.path.isfile(folder / "config.yaml")]
     if not run_id_or_folder or not folders:
         raise _unknown_run(run_id_or_folder, results_dir)
     whole = [folder for folder in folders if os.path.isfile(folder / "manifest.json")]
     folder = (whole or folders)[0].resolve()
-    manifest = _manifest_at(folder / "manifest.json")
-    return Run(manifest["run_id"], load_config(folder / "config.yaml"), folder)
+    return RunFolder(folder.name, folder)
 
 
-def find_runs(results_dir: Path = Path("results")) -> list[Run]:
-    """Every run below `results_dir`, by name. ConfigError where some cannot be read."""
-    runs: list[Run] = []
-    problems: list[Problem] = []
-    for name in _known_runs(results_dir):
-        try:
-            runs.append(find_run(str(results_dir / name)))
-        except ConfigError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise ConfigError(*problems)
-    return runs
+def find_run_folders(results_dir: Path = Path("results")) -> list[RunFolder]:
+    """The folder of every run below `results_dir`, by name; none of their configs is read."""
+    return [find_run_folder(str(results_dir / name)) for name in _known_runs(results_dir)]
 
 
 def read_manifest(run: Run) -> dict[str, Any]:

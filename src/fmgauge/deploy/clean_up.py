@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fmgauge.deploy import llamacpp_servers
 from fmgauge.deploy.ledger import LedgerEvent, outstanding, read_ledger
-from fmgauge.runs import Run
+from fmgauge.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CleanUpReport:
     already_gone: tuple[str, ...] = ()  # had ended by itself, or was never created
 
 
-def clean_up(run: Run) -> CleanUpReport:
+def clean_up(run: RunFolder) -> CleanUpReport:
     """End every resource that this run created and that still exists; note it in the ledger."""
     events = [event for event in outstanding(read_ledger(run.ledger_path)) if event.owned]
     outcomes = {event.name: _closed(run, event) for event in events}
@@ -32,7 +32,7 @@ def clean_up(run: Run) -> CleanUpReport:
     return CleanUpReport(with_outcome("ended"), with_outcome("left"), with_outcome("already_gone"))
 
 
-def _closed(run: Run, event: LedgerEvent) -> llamacpp_servers.Outcome:
+def _closed(run: RunFolder, event: LedgerEvent) -> llamacpp_servers.Outcome:
     """How `event`'s resource went; one of a type that this version cannot delete is left."""
     if event.resource_type != llamacpp_servers.RESOURCE_TYPE:
         return "left"

@@ -27,7 +27,7 @@ from fmgauge.emulator import llamacpp_server
 from fmgauge.emulator.gguf_model import built_model
 from fmgauge.errors import EndpointError
 from fmgauge.records import read_json
-from fmgauge.runs import Run, now_utc
+from fmgauge.runs import Run, RunFolder, now_utc
 from fmgauge.transport import Clock
 
 RESOURCE_TYPE = "llamacpp_server"
@@ -108,7 +108,7 @@ def _name_prefix(experiment: str) -> str:
     return f"llamacpp-{experiment}"
 
 
-def _ready_path(run: Run, name: str) -> Path:
+def _ready_path(run: RunFolder, name: str) -> Path:
     return run.logs_folder / f"{name}.ready.json"
 
 
@@ -127,7 +127,7 @@ def base_url_once_listening(server: Server, clock: Clock, deadline_s: float) -> 
     return base_url
 
 
-def outstanding_servers(run: Run, experiment: str | None = None) -> tuple[LedgerEvent, ...]:
+def outstanding_servers(run: RunFolder, experiment: str | None = None) -> tuple[LedgerEvent, ...]:
     """This run's servers that may still run, of one experiment or of all."""
     events = outstanding(read_ledger(run.ledger_path))
     return tuple(
@@ -143,13 +143,13 @@ def _experiment_of(event: LedgerEvent) -> str:
     return event.name.rpartition("-")[0].removeprefix(_name_prefix(""))
 
 
-def is_running(run: Run, name: str) -> bool:
+def is_running(run: RunFolder, name: str) -> bool:
     """Whether the server that the ledger calls `name` is alive."""
     named = [event for event in outstanding_servers(run) if event.name == name]
     return any(_process(run, event) for event in named)
 
 
-def close(run: Run, event: LedgerEvent) -> Outcome:
+def close(run: RunFolder, event: LedgerEvent) -> Outcome:
     """End the server that `event` left outstanding, note it in the ledger, say how it was found."""
     process = _process(run, event)
     if process is not None and not processes.end(process):
@@ -161,7 +161,7 @@ def close(run: Run, event: LedgerEvent) -> Outcome:
     return "already_gone" if process is None else "ended"
 
 
-def _process(run: Run, event: LedgerEvent) -> ProcessId | None:
+def _process(run: RunFolder, event: LedgerEvent) -> ProcessId | None:
     """The server's process as the ledger knows it, else the one whose command line names it.
 
     A process that was planned but not noted as created is found by the second way alone.

@@ -111,7 +111,13 @@ def _refuse_other_parameters(source: Path) -> None:
 def _papermill(source: Path, executed: Path, parameters: dict[str, str]) -> None:
     import papermill
 
-    papermill.execute_notebook(source, executed, parameters=parameters, progress_bar=False)
+    papermill.execute_notebook(
+        source,
+        executed,
+        parameters=parameters,
+        progress_bar=False,
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # the notebook holds what matters
+    )
 
 
 def _raise_failure(name: str, executed: Path, ended: Future[None]) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from fmgauge.report.escaping import shortened
 from fmgauge.report.material import NOT_RUN, Row
 
 if TYPE_CHECKING:
@@ -119,6 +122,23 @@ def missing(row: Row) -> str:
 def interval(row: Row, name: str) -> tuple[float, float]:
     """The bounds of an interval; NaN where the metrics hold none."""
     return float(row.get(f"{name}_ci_low", math.nan)), float(row.get(f"{name}_ci_high", math.nan))
+
+
+def short_names(names: Sequence[str], most: int) -> dict[str, str]:
+    """Each name as a label of at most about `most` characters, no two labels alike.
+
+    Where a name is too long, the words that all names begin with go first, then its middle.
+    """
+    shared = re.sub(r"[^\W_]+$", "", os.path.commonprefix(list(names))) if len(names) > 1 else ""
+    labels = {
+        name: name if len(name) <= most else shortened(f"…{name[len(shared) :]}", most)
+        for name in names
+    }
+    if len(set(labels.values())) < len(labels):
+        labels = {
+            name: f"{number}: {label}" for number, (name, label) in enumerate(labels.items(), 1)
+        }
+    return {name: plain(label) for name, label in labels.items()}
 
 
 def plain(text: str) -> str:

@@ -6,7 +6,16 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fmgauge.report import wording
-from fmgauge.report.drawing import INK, LABEL, PALE, TITLE, VERMILION, fitted_figure, plain
+from fmgauge.report.drawing import (
+    INK,
+    LABEL,
+    PALE,
+    TITLE,
+    VERMILION,
+    fitted_figure,
+    plain,
+    short_names,
+)
 from fmgauge.report.escaping import shortened
 from fmgauge.report.material import NOT_RUN, Material
 
@@ -72,8 +81,8 @@ def _draw_grid(axes: Axes, grid: pd.DataFrame, top: float) -> None:
     for y, rates in enumerate(grid.to_numpy()):
         for x, rate in enumerate(rates):
             _write_field(axes, x, y, float(rate), size)
-    labels = [plain(shortened(str(name), 32)) for name in grid.index]
-    axes.set_yticks([y + 0.5 for y in range(n_rows)], labels)
+    labels = short_names([str(name) for name in grid.index], 32)
+    axes.set_yticks([y + 0.5 for y in range(n_rows)], list(labels.values()))
     axes.set_xticks([x + 0.5 for x in range(n_columns)], [str(level) for level in grid.columns])
     axes.set_ylim(n_rows, 0)
     axes.tick_params(length=0, labelsize=8, colors=INK)

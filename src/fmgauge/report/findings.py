@@ -378,23 +378,23 @@ def readings(material: Material) -> dict[str, Markdown]:
     """How to read each picture and what it shows, by the picture's file name without its end."""
     return {
         "business_summary": Markdown(
-            "*How to read it.* Each row is a candidate at its cheapest load level within every budget, "
-            "or where there is none, at the one that misses fewest. Dashed lines are budgets; a black "
-            "line at a bar's end is a within-run 95 % interval."
+            "*How to read it.* Each row is a candidate at its cheapest load level within every "
+            "budget, or where there is none, at the one that misses fewest. Dashed lines are "
+            "budgets; a black line at a bar's end is a within-run 95 % interval."
         ),
         "error_rates": Markdown(
-            "*How to read it.* Each field is a stage, with the failed share of its measured requests. "
-            "A latency beside failures tells only of the requests that survived. {}"
+            "*How to read it.* Each field is a stage, with the failed share of its measured "
+            "requests. A latency beside failures tells only of the requests that survived. {}"
         ).fill(_failures_overall(material.metrics)),
         "tokens_vs_latency": Markdown(
             "*How to read it.* Each point is a measured request that succeeded. Latency that rises "
-            "with the prompt's tokens is time spent reading the prompt; latency that rises with the "
-            "requests in flight is time spent waiting or sharing. {}"
+            "with the prompt's tokens is time spent reading the prompt; latency that rises with "
+            "the requests in flight is time spent waiting or sharing. {}"
         ).fill(_points_drawn(material)),
         "concurrency_vs_inference_latency": Markdown(
-            "*How to read it.* A line that stays flat has capacity to spare; where latency grows in "
-            "proportion to concurrency, requests wait for each other. Error bars are within-run 95 % "
-            "intervals. {}"
+            "*How to read it.* A line that stays flat has capacity to spare; where latency grows "
+            "in proportion to concurrency, requests wait for each other. Error bars are within-run "
+            "95 % intervals, a cross is a stage of which no latency came. {}"
         ).fill(_growth(material)),
     }
 
@@ -450,9 +450,9 @@ def _window(material: Material) -> Markdown:
     phases = material.requests["phase"].value_counts()
     counts = [f"{phases.get(phase, 0):,}" for phase in ("warmup", "measured", "drain")]
     return Markdown(
-        "Each stage is a closed loop: as soon as one answer ends, the next request starts. Load runs "
-        "before, through and after a fixed window; {} warm-up, {} measured and {} drain requests "
-        "were sent. {}"
+        "Each stage is a closed loop: as soon as one answer ends, the next request starts. Load "
+        "runs before, through and after a fixed window; {} warm-up, {} measured and {} drain "
+        "requests were sent. {}"
     ).fill(*counts, _kept_in_flight(material.metrics))
 
 
@@ -479,8 +479,8 @@ def _percentiles() -> Markdown:
     return Markdown(
         "Means are over successful requests. Percentiles are over all of them, a failed one "
         "counting as infinitely slow, and are n/a below the number of requests that carries "
-        "them ({}). What stands in brackets after a mean is a within-run 95 % interval: optimistic, "
-        "for the requests of one run are not independent."
+        "them ({}). What stands in brackets after a mean is a within-run 95 % interval: "
+        "optimistic, for the requests of one run are not independent."
     ).fill(needs)
 
 

@@ -20,13 +20,13 @@ from fmgauge.report.drawing import (
     name_axes,
     palette,
     panel_grid,
-    plain,
     quiet,
     say,
+    short_names,
     title_length,
 )
 from fmgauge.report.escaping import shortened
-from fmgauge.report.material import Material, Row
+from fmgauge.report.material import Material, Row, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,9 +59,10 @@ def tokens_vs_latency(material: Material) -> Figure:
     names = [experiment.name for experiment in material.experiments]
     levels = sorted(int(level) for level in material.metrics["concurrency"].unique())
     figure, panels = panel_grid(len(names), legend_in=0.45)
+    labels = short_names(names, title_length(len(names)))
     for axes, name in zip(panels, names, strict=True):
         _draw_points(axes, points[points["experiment"] == name], levels)
-        axes.set_title(plain(shortened(name, title_length(len(names)))), **TITLE)
+        axes.set_title(labels[name], **TITLE)
     if len(points):
         panels[0].set_ylim(0, points["e2e_latency_s"].max() * 1.08)
         legend_above(figure, _level_handles(levels), min(len(levels), 12), "requests in flight")
@@ -145,13 +146,13 @@ def _draw_together(
     lines: Sequence[tuple[str, pd.DataFrame]], limits: Sequence[float]
 ) -> tuple[Figure, list[Axes]]:
     colors = palette("colorblind", len(lines))
-    labels = [plain(shortened(name, 40)) for name, _ in lines]
-    n_columns = 3 if max(map(len, labels)) <= 26 else 2
+    labels = short_names([name for name, _ in lines], 40)
+    n_columns = 3 if max(map(len, labels.values())) <= 26 else 2
     n_rows = math.ceil((len(lines) + len(limits)) / n_columns)
     figure, panels = panel_grid(1, legend_in=0.22 * n_rows - 0.15)
     handles = []
-    for place, ((_, one), label) in enumerate(zip(lines, labels, strict=True)):
-        style = {"color": colors[place], "marker": MARKERS[place], "label": label}
+    for place, (name, one) in enumerate(lines):
+        style = {"color": colors[place], "marker": MARKERS[place], "label": labels[name]}
         handles.append(_draw_line(panels[0], one, **style))
         rank = sum(_has_gap(earlier) for _, earlier in lines[:place])
         _mark_gaps(panels[0], one, 0.96 - _GAP_HEIGHT * rank, colors[place])
@@ -163,13 +164,14 @@ def _draw_apart(
     lines: Sequence[tuple[str, pd.DataFrame]], limits: Sequence[float]
 ) -> tuple[Figure, list[Axes]]:
     figure, panels = panel_grid(len(lines), legend_in=0.15 if limits else 0.0)
+    labels = short_names([name for name, _ in lines], title_length(len(lines)))
     for axes, (name, own) in zip(panels, lines, strict=True):
         for _, one in lines:
             axes.plot(one["concurrency"], one["latency_mean"], color=PALE, lw=0.8, zorder=1)
         _draw_line(axes, own, color=BLUE, marker="o")
         if own["latency_mean"].isna().all():
-            say(axes, missing(own.iloc[0].to_dict()))
-        axes.set_title(plain(shortened(name, title_length(len(lines)))), **TITLE)
+            say(axes, missing(rows_of(own)[0]))
+        axes.set_title(labels[name], **TITLE)
     handles = _draw_limits(panels, limits)
     if handles:
         legend_above(figure, handles, 1)
@@ -179,7 +181,7 @@ def _draw_apart(
 def _draw_line(axes: Axes, rows: pd.DataFrame, **style: Any) -> Any:
     """One experiment's means with their intervals, where there are means."""
     done = rows[rows["latency_mean"].notna()]
-    arms = [_arms(row) for row in done.to_dict("records")]
+    arms = [_arms(row) for row in rows_of(done)]
     return axes.errorbar(
         done["concurrency"],
         done["latency_mean"],
@@ -199,7 +201,7 @@ def _has_gap(rows: pd.DataFrame) -> bool:
 def _mark_gaps(axes: Axes, rows: pd.DataFrame, height: float, color: Any) -> None:
     """A cross above the lines for each stage of which no latency came, and why."""
     transform = axes.get_xaxis_transform()
-    for row in rows[rows["latency_mean"].isna()].to_dict("records"):
+    for row in rows_of(rows[rows["latency_mean"].isna()]):
         place = (row["concurrency"], height)
         axes.plot(*place, "x", color=color, transform=transform)
         offset: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}

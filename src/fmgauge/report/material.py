@@ -74,7 +74,7 @@ class Material:
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, str], Row]:
-        rows: list[dict[Any, Any]] = self.metrics.to_dict("records")
+        rows = rows_of(self.metrics)
         return {(r["experiment_name"], r["workload"], r["stage"]): r for r in rows}
 
     def row(self, stage: StageVerdict) -> Row:
@@ -97,6 +97,12 @@ class Material:
 def instance_of(experiment: Experiment) -> str:
     """What the metrics call the thing that an experiment ran on."""
     return experiment.instance_type or PER_TOKEN
+
+
+def rows_of(frame: pd.DataFrame) -> list[Row]:
+    """A frame's rows in order, each as a mapping from column to value."""
+    rows: list[Any] = frame.to_dict("records")
+    return rows
 
 
 def read_material(run: Run) -> Material:

@@ -21,6 +21,7 @@ from fmgauge.report.drawing import (
     missing,
     plain,
     quiet,
+    short_names,
 )
 from fmgauge.report.escaping import shortened
 from fmgauge.report.material import Material, Row
@@ -100,8 +101,14 @@ def _bars(material: Material) -> list[_Bar]:
     if len(material.experiments) > 1:
         stages = _best_stages(stages)
     tall = len(stages) <= _MOST_TALL_ROWS
+    names = short_names([experiment.name for experiment in material.experiments], 30)
     bars = [
-        _Bar(_label(stage, tall), material.row(stage), _price(stage), _kind(stage, material))
+        _Bar(
+            _label(stage, names[stage.experiment], tall),
+            material.row(stage),
+            _price(stage),
+            _kind(stage, material),
+        )
         for stage in stages
     ]
     return sorted(bars, key=lambda bar: bar.price)
@@ -127,11 +134,10 @@ def _kind(stage: StageVerdict, material: Material) -> str:
     return "meets" if stage.meets_budgets else "misses"
 
 
-def _label(stage: StageVerdict, tall: bool) -> str:
+def _label(stage: StageVerdict, name: str, tall: bool) -> str:
     if not tall:
-        return plain(f"{shortened(stage.experiment, 28)}, {stage.concurrency}")
-    place = f"{shortened(stage.instance_type, 18)}, {stage.concurrency} in flight"
-    return plain(f"{shortened(stage.experiment, 30)}\n{place}")
+        return f"{name}, {stage.concurrency}"
+    return f"{name}\n{plain(shortened(stage.instance_type, 18))}, {stage.concurrency} in flight"
 
 
 def _panels(material: Material) -> tuple[_Panel, ...]:
