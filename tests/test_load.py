@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -199,6 +200,20 @@ def test_server_that_drops_connections_fails_nothing(run_loop: Callable[..., Any
         _, records = run_loop(server.base_url)
 
     assert Counter(record.status for record in measured_of(records)).keys() == {"ok"}
+
+
+def test_garbage_is_collected_again_after_a_stage(run_loop: Callable[..., Any]) -> None:
+    """The collector is off while a stage takes times, and on again after it."""
+    while_running: list[bool] = []
+
+    async def script(request: Request, peer: Peer) -> None:
+        while_running.append(gc.isenabled())
+        await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        run_loop(server.base_url)
+
+    assert (while_running[0], gc.isenabled()) == (False, True)
 
 
 # --- phases and prompts --------------------------------------------------------------------------

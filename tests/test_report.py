@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import itertools
 import json
+import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fmgauge.config import planned_stages
 from fmgauge.decision import decide, write_decision
@@ -19,6 +34,14 @@ from fmgauge.records import (
     write_json,
     write_stage,
 )
+from fmgauge.report import answer_sentences, build_report, read_material, wording
+from fmgauge.report.drawing import short_names
+from fmgauge.report.escaping import code, escaped, one_line, table
+from fmgauge.report.figures import pictures
+from fmgauge.report.findings import readings
+from fmgauge.report.html import report_html
+from fmgauge.report.latency_figures import MOST_POINTS, drawn_points
+from fmgauge.report.price_figure import business_summary
 from fmgauge.runs import Run, open_run
 from fmgauge.workloads import PreparedWorkload
 
@@ -110,11 +133,6 @@ def stage_records(
     return records
 
 
-def always_ok(number: int) -> str:
-    """Every request succeeds."""
-    return "ok"
-
-
 def latency_of(experiment: int, workload: int, concurrency: int) -> float:
     """Seconds an answer takes: the second experiment shares better, longer prompts take longer."""
     return 0.15 * (1 + workload) * concurrency ** (0.9 - 0.4 * (experiment % 7))
@@ -177,3 +195,575 @@ def write_files(run: Run, failed_endpoints: Sequence[str]) -> None:
     metrics = compute_metrics(run)
     write_metrics(run, metrics)
     write_decision(run.decision_path, decide(metrics, run.config))
+
+
+# --- reading the report back ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """A built report: the run behind it, its Markdown, its page."""
+
+    run: Run
+    markdown: str
+    page: str
+
+    def section(self, title: str) -> str:
+        """The text below the heading `title`, up to the next heading."""
+        return self.markdown.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+    def table(self, first_column: str, section: str | None = None) -> list[dict[str, str]]:
+        """The rows of the table whose header begins with `first_column`, cells as written."""
+        text = self.markdown if section is None else self.section(section)
+        lines = text.splitlines()
+        start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first_column} "))
+        rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))
+        header, _, *body = [cells_of(row) for row in rows]
+        return [dict(zip(header, cells, strict=True)) for cells in body]
+
+
+def cells_of(row: str) -> list[str]:
+    """A table row's cells; an escaped pipe does not end one."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip())[1:-1]]
+
+
+def built(run: Run) -> Report:
+    """Build the report of `run` and read it back."""
+    page = build_report(run)
+    return Report(run, (run.folder / "report.md").read_text(), page.read_text())
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """A run in which everything went well and one stage misses the latency budget."""
+    return built(build_run(tmp_path_factory.mktemp("usual")))
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Four candidates: one good, one with some failures, one all failures, one not run."""
+    config = config_of()
+    candidate = config["experiments"][0]
+    config["experiments"] = [{**candidate, "name": n} for n in ("good", "shaky", "dead", "absent")]
+
+    def status(experiment: str, concurrency: int, number: int) -> str:
+        failing = experiment == "dead" or (experiment == "shaky" and number % 11 == 3)
+        return "http_error" if failing else "ok"
+
+    folder = tmp_path_factory.mktemp("troubled")
+    return built(build_run(folder, config, status=status, failed_endpoints=["absent"]))
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """The metrics table's rows, read without the product's reader."""
+    return pd.read_parquet(run.folder / "metrics.parquet").to_dict("records")
+
+
+# --- the seed's report ---------------------------------------------------------------------------
+
+SEED_SECTIONS = ["Summary", "Per instance results", "Plots"]
+SEED_PICTURES = [
+    "business_summary.png",
+    "error_rates.png",
+    "tokens_vs_latency.png",
+    "concurrency_vs_inference_latency.png",
+]
+
+
+def test_seed_sections_come_first_and_in_order(usual: Report) -> None:
+    """The seed's title and sections open the report; what it lacks follows."""
+    lines = usual.markdown.splitlines()
+
+    assert lines[0] == "# Results for performance benchmarking"
+    assert re.fullmatch(
+        r"\*\*Last modified \(UTC\): \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\*\*", lines[2]
+    )
+    assert [line[3:] for line in lines if line.startswith("## ")] == [
+        *SEED_SECTIONS,
+        *("All stages", "Failures by kind", "How this was measured", "Machine and versions"),
+        "Endpoints",
+    ]
+
+
+def test_pictures_stand_in_the_seed_s_order(usual: Report) -> None:
+    """The four pictures are shown under the seed's names and in its order."""
+    assert re.findall(r"!\[[^]]+\]\(([^)]+)\)", usual.markdown) == SEED_PICTURES
+
+
+def test_first_lines_say_what_was_measured(usual: Report) -> None:
+    """Model, machine, date, load, requests and prices stand before the summary."""
+    opening = usual.markdown.split("## Summary")[0]
+    machine = json.loads((usual.run.folder / "manifest.json").read_text())["machine"]
+    n = sum(row["n_requests"] for row in rows_of(usual.run))
+
+    assert "`docs-llama` on the embedded llama.cpp engine" in opening
+    assert "random weights" in opening
+    assert f"({machine['cores']} core" in opening
+    assert "2026-11-23, 12 of 12 planned stages" in opening
+    assert "1, 2 and 4 in flight, 10 s measured after 1.5 s of warm-up" in opening
+    assert f"{n} measured requests, none of which failed" in opening
+    assert "`local-cpu` at $0.10 an hour (source: prices in the config" in opening
+
+
+def test_summary_names_the_cheapest_within_budgets(usual: Report) -> None:
+    """The seed's sentence names the winner, and its experiment where the instance is shared."""
+    assert (
+        'We did performance benchmarking for `docs-llama` on "`local-cpu`" on multiple datasets '
+        "and based on the test results the best price performance for dataset `en_500-1000` is "
+        "provided by the `local-cpu` with experiment `llamacpp-4-slots`."
+    ) in usual.section("Summary")
+
+
+def test_information_table_holds_the_winner_s_metrics(usual: Report) -> None:
+    """Every row of Information and Value is the winner's figure in metrics.parquet."""
+    shown = {row["Information"]: row["Value"] for row in usual.table("Information")}
+    best = min(
+        (r for r in rows_of(usual.run) if r["workload"] == "en_500-1000" and r["latency_mean"] < 1),
+        key=lambda row: row["price_per_txn"],
+    )
+
+    assert list(shown) == [*list(best)[:3], *list(best)[4:16]]
+    for name in ("experiment_name", "payload_file", "instance_type", "concurrency"):
+        assert shown[name] == str(best[name])
+    for name in ("latency_mean", "latency_p50", "price_per_txn", "transactions_per_minute"):
+        assert float(shown[name]) == pytest.approx(best[name], rel=0.006)
+    assert shown["latency_p95"] == "n/a (needs ≥ 72)"
+    assert shown["latency_p99"] == "n/a (needs ≥ 368)"
+
+
+def test_failed_criteria_table_is_coloured_by_budget(usual: Report) -> None:
+    """Exactly the stages beyond a budget are listed: green within it, bold red beyond."""
+    missed = [row for row in rows_of(usual.run) if row["latency_mean"] > 1]
+    rows = usual.table("experiment_name | payload_file", "Summary")
+    sentence = (
+        f"There were a total of {len(missed)} experiment run(s) that failed at least one "
+        "configured performance criteria: `Latency` < `1s`, `cost per 10k transactions`: `$0.5`, "
+        "`error rate`: `0`. See table below."
+    )
+
+    assert sentence in usual.markdown
+    assert [(row["experiment_name"], row["payload_file"]) for row in rows] == [
+        (row["experiment_name"], row["payload_file"]) for row in missed
+    ]
+    for row, metrics in zip(rows, missed, strict=True):
+        latency = f"<span style='color:red'>**{metrics['latency_mean']:.2f}**</span>"
+        price = f"<span style='color:green'>{metrics['usd_per_10k_txn']:.4f}</span>"
+        assert row["error_rate_text"] == "<span style='color:green'>0.00</span>"
+        assert row["latency_mean_text"] == latency
+        assert row["price_per_10k_txn_text"] == price
+
+
+def test_costs_are_the_time_under_load(usual: Report) -> None:
+    """Each experiment's cost is its stages' time at the hourly price; the total is their sum."""
+    rows = usual.table("experiment_name | instance_type", "Summary")
+    stage_s = 12.5  # as the stages' own files say
+
+    assert [float(row["duration_in_seconds"]) for row in rows] == [6 * stage_s] * 2
+    assert [float(row["cost"]) for row in rows] == pytest.approx([0.10 / 3600 * 75] * 2, abs=1e-6)
+    assert "The total cost for running all experiments is $0.0042." in usual.markdown
+
+
+def test_each_instance_gets_a_recommendation_per_dataset(usual: Report) -> None:
+    """The seed's sentence, with the figures of the cheapest stage within the budgets."""
+    section = usual.section("Per instance results")
+    rows = [r for r in rows_of(usual.run) if r["workload"] == "en_1-500" and r["latency_mean"] < 1]
+    best = min(rows, key=lambda row: row["price_per_txn"])
+
+    assert "The following dataset(s) were used for this test: `python_docs`." in section
+    assert "|Dataset   | Instance type   | Recommendation   |\n|---|---|---|\n" in section
+    assert (
+        "|`payload_en_1-500.jsonl`|`local-cpu`|The best option for staying within a latency budget "
+        "of `1 second` on a `local-cpu` for the `payload_en_1-500.jsonl` dataset is "
+        f"`{best['experiment_name']}` at a `concurrency level of {best['concurrency']}`. A "
+        f"concurrency level of {best['concurrency']} achieves an `average latency of "
+        f"{round(best['latency_mean'], 3)} seconds`, for an `average prompt size of "
+        f"{best['prompt_token_count_mean']:.0f} tokens` and `completion size of 32 tokens` with "
+        f"`{best['transactions_per_minute']:.0f} transactions/minute`.|"
+    ) in section
+
+
+def test_an_instance_of_its_own_needs_no_experiment_name(tmp_path: Path) -> None:
+    """With one experiment and one dataset the sentences are the seed's, word for word."""
+    config = config_of(report={})
+    config["workloads"] = config["workloads"][:1]
+    config["experiments"] = [{**config["experiments"][0], "workloads": ["en_1-500"]}]
+    markdown = built(build_run(tmp_path, config)).markdown
+
+    assert (
+        'on "`local-cpu`" on the dataset `python_docs` and based on the test results the best '
+        "price performance for dataset `en_1-500` is provided by the `local-cpu`."
+    ) in markdown
+    assert "for the `payload_en_1-500.jsonl` dataset is a `concurrency level of 4`." in markdown
+
+
+# --- what the seed lacks -------------------------------------------------------------------------
+
+
+def test_every_planned_stage_has_its_figures(usual: Report) -> None:
+    """The stages' table holds the frame's numbers, interval and verdict of every stage."""
+    rows = usual.table("experiment", "All stages")
+    metrics = rows_of(usual.run)
+
+    assert len(rows) == len(metrics) == 12
+    for row, own in zip(rows, metrics, strict=True):
+        mean, low, high = map(float, re.findall(r"[\d.]+", row["latency mean, s"]))
+        bounds = [own[f"latency_mean{end}"] for end in ("", "_ci_low", "_ci_high")]
+        assert [mean, low, high] == pytest.approx(bounds, rel=0.006)
+        ttft_ms = float(row["TTFT mean, ms"].split()[0])
+        assert ttft_ms == pytest.approx(own["ttft_s_mean"] * 1000, rel=0.006)
+        assert float(row["TPOT mean, ms"]) == pytest.approx(own["tpot_s_mean"] * 1000, rel=0.006)
+        assert float(row["USD per 10k"]) == pytest.approx(own["usd_per_10k_txn"], rel=0.006)
+        assert (row["requests"], row["error rate"]) == (str(own["n_requests"]), "0 %")
+        assert row["budgets"] == ("met" if own["latency_mean"] <= 1 else "missed")
+
+
+@pytest.mark.parametrize(("column", "needs"), [("latency p95, s", 72), ("latency p99, s", 368)])
+def test_a_percentile_says_how_many_requests_it_needs(
+    usual: Report, column: str, needs: int
+) -> None:
+    """Below the needed number of requests stands n/a with that number, above it the figure."""
+    for row in usual.table("experiment", "All stages"):
+        is_missing = int(row["requests"]) < needs
+        assert (row[column] == f"n/a (needs ≥ {needs})") is is_missing
+
+
+def test_no_failures_are_said_plainly(usual: Report) -> None:
+    """Without a failure the section says so."""
+    words = "No request failed in any phase of any stage that was run."
+    assert usual.section("Failures by kind").strip() == words
+
+
+def test_what_failed_and_what_was_not_run_stay_in_every_table(troubled: Report) -> None:
+    """Both the experiment without a success and the one without a request are always listed."""
+    tables = {
+        "failed criteria": troubled.table("experiment_name | payload_file", "Summary"),
+        "costs": troubled.table("experiment_name | instance_type", "Summary"),
+        "stages": troubled.table("experiment", "All stages"),
+        "endpoints": troubled.table("experiment", "Endpoints"),
+    }
+    for rows in tables.values():
+        names = {row.get("experiment_name") or row.get("experiment") for row in rows}
+        assert {"dead", "absent"} <= names
+
+
+def test_missing_figures_are_worded(troubled: Report) -> None:
+    """A stage that failed wholly, partly or was not run says so in place of its figures."""
+    stages = {
+        (r["experiment"], r["dataset"], r["concurrency"]): r
+        for r in troubled.table("experiment", "All stages")
+    }
+
+    assert stages["absent", "en_1-500", "4"]["latency mean, s"] == "not run"
+    assert stages["dead", "en_1-500", "4"]["latency mean, s"] == "n/a (all failed)"
+    assert stages["dead", "en_1-500", "4"]["latency p50, s"] == "∞ (100 % failed)"
+    assert stages["dead", "en_1-500", "4"]["transactions/min"] == "0"
+    assert stages["shaky", "en_1-500", "4"]["latency p95, s"].startswith("∞ (")
+
+
+def test_failures_are_counted_by_kind(troubled: Report) -> None:
+    """Each kind of failure has its count from the records and its first error, also in warm-up."""
+    rows = troubled.table("experiment", "Failures by kind")
+    counted = {(r["experiment"], r["dataset"], int(r["concurrency"])): r for r in rows}
+    failed = [row for row in rows_of(troubled.run) if row["n_failed"]]
+
+    assert len(counted) == len(failed) == 12
+    for metrics in failed:
+        row = counted[metrics["experiment_name"], metrics["workload"], metrics["concurrency"]]
+        assert int(row["measured"]) == metrics["n_failed"]
+        assert int(row["in warm-up or drain"]) > 0
+        assert (row["kind"], row["HTTP status"]) == ("http_error", "500")
+
+
+def test_stages_not_run_give_their_reason(troubled: Report) -> None:
+    """The endpoint's error stands beside the stages that it kept from running."""
+    section = troubled.section("Failures by kind").split("These stages were not run:")[1]
+
+    assert section.count(r"| absent | en_1-500 | 1, 2, 4 | `` it did \| not `start` `` |") == 1
+    assert "6 of them could not be run." in troubled.section("Summary")
+
+
+def test_no_winner_is_said_with_what_came_closest(tmp_path: Path) -> None:
+    """Where no stage meets the budgets the report says so, and shows the closest."""
+    config = config_of(
+        budgets={"latency_s": {"mean": 0.01, "p95": 0.02}, "ttft_s": {"mean": 0.001}}
+    )
+    report = built(build_run(tmp_path, config))
+    summary = report.section("Summary")
+    rows = report.table("experiment_name | payload_file", "Summary")
+
+    assert "no experiment meets every budget for dataset `en_500-1000`." in summary
+    assert "Closest" in summary
+    assert "best price performance" not in summary
+    assert "No option on a `local-cpu` stays within every budget" in report.markdown
+    assert len(rows) == 12
+    assert list(rows[0])[3:] == [
+        *("error_rate_text", "latency_mean_text", "price_per_10k_txn_text"),
+        *("latency_p95_text", "ttft_s_mean_text"),
+    ]
+    assert rows[0]["latency_p95_text"] == "n/a (needs ≥ 72)"
+    assert float(rows[0]["price_per_10k_txn_text"]) > 0  # no budget binds it: no colour
+
+
+def test_nothing_measured_makes_a_report_all_the_same(tmp_path: Path) -> None:
+    """A run whose endpoints all failed gives every section, and no figures."""
+    names = ["llamacpp-1-slots", "llamacpp-4-slots"]
+    report = built(build_run(tmp_path, failed_endpoints=names))
+
+    assert "nothing was measured" in report.section("Summary")
+    assert "0 of 12 planned stages" in report.markdown
+    assert {row["budgets"] for row in report.table("experiment", "All stages")} == {"not run"}
+
+
+def test_the_answer_for_the_notebook_is_the_summary(usual: Report) -> None:
+    """Notebook 5 shows the report's own sentences."""
+    answer = answer_sentences(usual.run)
+
+    for paragraph in answer.split("\n\n"):
+        assert paragraph in usual.markdown
+
+
+# --- hostile text --------------------------------------------------------------------------------
+
+HOSTILE = [
+    "a|b",
+    "<script>alert(1)</script>",
+    "`tick` ``two``",
+    "line\nbreak\r\n| cell |",
+    "[x](javascript:alert(1))",
+    "![x](http://example.invalid/x.png)",
+    "**bold** _em_ ~~gone~~",
+    "<span style='color:red'>fake</span>",
+    "\\| \\` end\\",
+    "&lt;b&gt; &amp; $x$ www.example.invalid http://example.invalid",
+    "<!-- --> <http://example.invalid> </span>",
+]
+
+
+class Page(HTMLParser):
+    """The texts of a page's table cells, and every tag and attribute in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.in_cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the tag; a cell begins a new text."""
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("td", "th"):
+            self.in_cell = True
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        """A cell's text ends with it."""
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        """Add to the cell that is open."""
+        if self.in_cell:
+            self.cells[-1] += data
+
+
+def parsed(page: str) -> Page:
+    """The page as a browser's parser sees it."""
+    parser = Page()
+    parser.feed(page)
+    return parser
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("write", [escaped, code])
+def test_a_cell_shows_hostile_text_and_nothing_else(write: Callable[[str], str], text: str) -> None:
+    """Through Markdown and HTML a cell's text comes out as it went in, on one line, as text."""
+    markdown = table(("name", "next"), [(write(text), "after")])
+    page = parsed(report_html(markdown, {}, [], "title"))
+
+    assert page.cells == ["name", "next", " ".join(text.split()), "after"]
+    in_body = {tag for tag, _ in page.tags[page.tags.index(("main", {})) :]}
+    assert in_body <= {"main", "div", "table", "thead", "tbody", "tr", "th", "td", "code"}
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_any_text_survives_a_cell(text: str) -> None:
+    """Whatever the text, the table keeps its shape and the cell shows exactly its one line."""
+    markdown = table(("a", "b", "c"), [(text, code(text), "end")])
+    page = parsed(report_html(markdown, {}, [], "title"))
+    line = one_line(text)
+
+    assert page.cells == ["a", "b", "c", line, line or "(empty)", "end"]
+
+
+def test_hostile_names_in_a_run_break_nothing(tmp_path: Path) -> None:
+    """Names, instance types and errors of the worst kind leave one table shape and no markup."""
+    config = config_of()
+    instance = "cpu|`x` <b>$1$ 2$</b>"
+    for experiment in config["experiments"]:
+        experiment["model"] = {"name": "a|b](javascript:alert(1)) <script>`"}
+        experiment["instance_type"] = instance
+    config["prices"] = {"hourly_usd": {instance: 0.1}}
+    run = build_run(tmp_path, config, status=lambda e, c, n: "timeout" if n % 9 == 2 else "ok")
+    report = built(run)
+    page = parsed(report.page)
+
+    assert len(report.table("experiment", "All stages")) == 12
+    assert instance in page.cells
+    assert {tag for tag, _ in page.tags} & {"script", "iframe", "b", "object"} == set()
+    assert {attrs.get("href") for tag, attrs in page.tags if tag == "a"} == {
+        "config.yaml",
+        *(f"#{anchor}" for anchor in re.findall(r'<h2 id="([^"]+)"', report.page)),
+    }
+
+
+# --- the page and the pictures -------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_beside_it(usual: Report) -> None:
+    """No script, no style sheet, no picture from elsewhere: pictures are within the page."""
+    page = parsed(usual.page)
+    sources = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
+    encoded = [source.removeprefix("data:image/png;base64,") for source in sources]
+
+    assert {"script", "link", "iframe"} & {tag for tag, _ in page.tags} == set()
+    assert "http://" not in usual.page
+    assert "https://" not in usual.page
+    assert "url(" not in usual.page
+    assert [base64.b64decode(one) for one in encoded] == [
+        (usual.run.folder / name).read_bytes() for name in SEED_PICTURES
+    ]
+    assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+
+
+def test_verdicts_keep_their_colour_in_the_page(usual: Report) -> None:
+    """The tables' own spans, and only those, become spans of the page."""
+    classes = [attrs["class"] for tag, attrs in parsed(usual.page).tags if tag == "span"]
+    markdown = re.findall(r"<span style='color:(green|red)'>", usual.markdown)
+
+    assert classes == [{"green": "met", "red": "missed"}[color] for color in markdown]
+    assert "missed" in classes
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height from a PNG's own header."""
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize("name", SEED_PICTURES)
+def test_pictures_are_png_of_readable_size(usual: Report, troubled: Report, name: str) -> None:
+    """Each picture is 9 inches at 150 dots wide, whatever happened in the run."""
+    for report in (usual, troubled):
+        width, height = picture_size(report.run.folder / name)
+        assert width == 1350
+        assert 150 < height < 2000
+
+
+def test_pictures_carry_no_note_of_this_machine(usual: Report) -> None:
+    """A PNG holds pixels and their size, no text."""
+    for name in SEED_PICTURES:
+        content = (usual.run.folder / name).read_bytes()
+        assert b"tEXt" not in content
+        assert b"iTXt" not in content
+
+
+def test_one_stage_is_enough_for_pictures(tmp_path: Path) -> None:
+    """One experiment with one stage of one dataset is drawn like any other."""
+    config = config_of(report={})
+    load = [{"kind": "closed_loop", "concurrency": [2], "duration_s": 10, "warmup_s": 1.5}]
+    config["workloads"] = config["workloads"][:1]
+    one = {**config["experiments"][0], "workloads": ["en_1-500"], "load": load}
+    material = read_material(build_run(tmp_path, {**config, "experiments": [one]}))
+
+    assert list(pictures(material)) == SEED_PICTURES
+
+
+def test_pictures_of_failures_only(tmp_path: Path) -> None:
+    """A run without one success is drawn too."""
+    run = build_run(tmp_path, status=lambda experiment, concurrency, number: "timeout")
+
+    assert list(pictures(read_material(run))) == SEED_PICTURES
+
+
+def test_no_two_labels_overlap_with_many_candidates(tmp_path: Path) -> None:
+    """Forty candidates with long names keep their labels apart, within their picture."""
+    config = config_of(report={})
+    load = [{"kind": "closed_loop", "concurrency": [2], "duration_s": 10, "warmup_s": 1.5}]
+    config["workloads"] = config["workloads"][:1]
+    candidate = {**config["experiments"][0], "workloads": ["en_1-500"], "load": load}
+    names = [f"one-of-many-candidates-with-a-long-name-{n:02d}" for n in range(40)]
+    config["experiments"] = [{**candidate, "name": name} for name in names]
+    run = build_run(tmp_path, config, latency=lambda experiment, workload, concurrency: 2.0)
+    figure = business_summary(read_material(run))
+    FigureCanvasAgg(figure).draw()
+    labels = figure.axes[0].get_yticklabels()
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.y0)
+
+    assert len({label.get_text() for label in labels}) == 40
+    assert min(box.x0 for box in boxes) >= 0
+    assert all(low.y1 <= high.y0 for low, high in itertools.pairwise(boxes))
+
+
+def test_many_points_are_thinned_alike_and_said(usual: Report) -> None:
+    """More than 5,000 requests are thinned by a repeatable draw, and the report says so."""
+    material = read_material(usual.run)
+    many = pd.concat([material.requests] * 10, ignore_index=True)
+    n = 10 * sum(row["n_ok"] for row in rows_of(usual.run))
+    one, other = drawn_points(many), drawn_points(many)
+
+    assert len(one) == MOST_POINTS == 5000
+    assert one.index.equals(other.index)
+    said = readings(dataclasses.replace(material, requests=many))["tokens_vs_latency"]
+    assert f"Of {n:,}, 5,000 are drawn" in said
+
+
+def test_drawing_leaves_no_figure_behind(usual: Report) -> None:
+    """No picture is known to pyplot, and no setting of matplotlib's has changed."""
+    settings_before = dict(matplotlib.rcParams)
+    pictures(read_material(usual.run))
+
+    assert pyplot.get_fignums() == []
+    assert dict(matplotlib.rcParams) == settings_before
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "text"),
+    [
+        (wording.fixed, 89.5432, "89.54"),
+        (wording.fixed, 2.8, "2.80"),
+        (wording.fixed, 0.0, "0.00"),
+        (wording.fixed, 0.04653, "0.0465"),
+        (wording.short, 2.8612499999999996, "2.86"),
+        (wording.short, 2.89735, "2.9"),
+        (wording.short, 0.0, "0.0"),
+        (wording.whole, 418.16, "418"),
+        (wording.whole, 0.4321, "0.432"),
+        (wording.price, 0.003167, "0.003167"),
+        (wording.price, 0.00000416, "0.00000416"),
+        (wording.usd_total, 0.037715, "$0.04"),
+        (wording.usd_total, 0.00417, "$0.0042"),
+        (wording.usd_listed, 0.1, "$0.10"),
+        (wording.usd_listed, 15.58, "$15.58"),
+        (wording.usd_listed, 0.0034, "$0.0034"),
+        (wording.seconds, 1.0, "1 second"),
+        (wording.seconds, 5.0, "5 seconds"),
+        (wording.limit, 0.8, "0.8"),
+        (wording.percent, 0.0896, "8.96 %"),
+        (wording.milliseconds, 0.0299, "29.9"),
+    ],
+)
+def test_numbers_in_words(words: Callable[[float], str], value: float, text: str) -> None:
+    """Each way of writing a number keeps the digits that the seed's report has, or that tell."""
+    assert words(value) == text
+
+
+def test_long_names_lose_what_they_share_first() -> None:
+    """Labels of long names stay apart, by the part in which the names differ."""
+    names = ["llama2-7b-on-a-very-long-name-13b", "llama2-7b-on-a-very-long-name-17b"]
+
+    assert list(short_names(names, 12).values()) == ["…13b", "…17b"]

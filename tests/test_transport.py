@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -268,6 +270,21 @@ def test_no_connection_is_left_open() -> None:
         with_client(server.base_url, use)
 
         assert server.comes_to(lambda: server.connections == 3 and not server.open_connections)
+
+
+def test_exchange_leaves_nothing_for_the_garbage_collector() -> None:
+    """What a request used is freed when it ends, with the collector off, as it is under load."""
+
+    async def use(client: Client) -> weakref.ref[Body]:
+        _, body = await exchanged(client)
+        return weakref.ref(body)
+
+    gc.disable()
+    try:
+        with ScriptedServer(script_of(response("200 OK", b"x"))) as server:
+            assert with_client(server.base_url, use)() is None
+    finally:
+        gc.enable()
 
 
 # --- failures ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fmgauge.records import Endpoint, Payload
@@ -57,6 +57,8 @@ def endpoint(**changes: Any) -> Endpoint:
     }
     return Endpoint(**(fields | changes))
 
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PAYLOAD = Payload("p-1", "Why \u00e4?", None, 3, 16)
 
@@ -143,6 +145,7 @@ def test_every_line_end_and_field_of_the_standard() -> None:
     assert SseDecoder().feed(ODD_STREAM) == ODD_EVENTS
 
 
+@unhurried
 @given(st.lists(st.integers(0, len(ODD_STREAM)), max_size=30))
 def test_any_split_of_a_stream_gives_equal_events(positions: list[int]) -> None:
     """However a stream is cut, inside CRLF, a character or a field's name, its events are equal."""
@@ -159,6 +162,7 @@ _LINES = st.sampled_from(
 _ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
 
 
+@unhurried
 @given(st.lists(st.tuples(_LINES, _ENDS), max_size=20), st.lists(st.integers(0, 200), max_size=9))
 def test_any_split_of_any_lines_gives_equal_events(
     lines: list[tuple[bytes, bytes]], positions: list[int]
@@ -192,6 +196,7 @@ def test_recorded_stream_is_read_whole() -> None:
     assert decoder.server_latency_s == pytest.approx(0.00849)
 
 
+@unhurried
 @given(st.lists(st.integers(0, len(LLAMACPP_STREAM)), max_size=20))
 def test_any_split_of_an_answer_gives_equal_results(positions: list[int]) -> None:
     """Text, tokens, counts and verdict do not depend on where the network cut the answer."""
@@ -373,6 +378,7 @@ def test_malformed_chunk_is_a_stream_error(broken: bytes) -> None:
     assert decoder.verdict(200)[0] == "stream_error"
 
 
+@unhurried
 @given(st.binary(max_size=300), st.booleans())
 def test_no_bytes_raise(noise: bytes, as_event: bool) -> None:
     """Whatever a server sends, there is a verdict."""
@@ -381,6 +387,7 @@ def test_no_bytes_raise(noise: bytes, as_event: bool) -> None:
     assert decoder.verdict(200)[0] in ("stream_error", "truncated", "empty")
 
 
+@unhurried
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(),

@@ -177,7 +177,9 @@ class Client:
         """Note that an exchange is over and tell its owner."""
         del self._in_flight[exchange]
         exchange.finished_at_s = stamp_s
-        exchange.on_end(exchange)
+        on_end = exchange.on_end
+        del exchange.on_end, exchange.on_body  # rings of references would wait for the collector
+        on_end(exchange)
 
     def keep(self, connection: _Connection) -> None:
         """Take back a connection whose answer is complete."""

@@ -7,7 +7,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fmgauge.errors import ConfigError, EndpointError, Problem
@@ -26,7 +26,7 @@ class Target:
     endpoint: Endpoint
     key: StageKey
     replication: int = 0
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     keep_text: bool = False  # in every record; else only where its tokens are still to be counted
 
     def client(self, clock: Clock, *, timeout_s: float) -> Client:

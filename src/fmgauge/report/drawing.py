@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -129,9 +128,9 @@ def short_names(names: Sequence[str], most: int) -> dict[str, str]:
 
     Where a name is too long, the words that all names begin with go first, then its middle.
     """
-    shared = re.sub(r"[^\W_]+$", "", os.path.commonprefix(list(names))) if len(names) > 1 else ""
+    n_shared = _n_shared(names) if len(names) > 1 else 0
     labels = {
-        name: name if len(name) <= most else shortened(f"…{name[len(shared) :]}", most)
+        name: name if len(name) <= most else shortened(f"…{name[n_shared:]}", most)
         for name in names
     }
     if len(set(labels.values())) < len(labels):
@@ -139,6 +138,13 @@ def short_names(names: Sequence[str], most: int) -> dict[str, str]:
             name: f"{number}: {label}" for number, (name, label) in enumerate(labels.items(), 1)
         }
     return {name: plain(label) for name, label in labels.items()}
+
+
+def _n_shared(names: Sequence[str]) -> int:
+    """How many characters all names begin with, up to the end of a word."""
+    letters = list(zip(*names, strict=False))
+    alike = next((n for n, column in enumerate(letters) if len(set(column)) > 1), len(letters))
+    return len(re.sub(r"[^\W_]+$", "", names[0][:alike]))
 
 
 def plain(text: str) -> str:

@@ -379,8 +379,8 @@ def readings(material: Material) -> dict[str, Markdown]:
     return {
         "business_summary": Markdown(
             "*How to read it.* Each row is a candidate at its cheapest load level within every "
-            "budget, or where there is none, at the one that misses fewest. Dashed lines are "
-            "budgets; a black line at a bar's end is a within-run 95 % interval."
+            "budget, or where there is none, at the one that misses fewest budgets. Dashed lines "
+            "are budgets; a black line at a bar's end is a within-run 95 % interval."
         ),
         "error_rates": Markdown(
             "*How to read it.* Each field is a stage, with the failed share of its measured "

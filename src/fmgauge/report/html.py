@@ -122,15 +122,15 @@ def _embed(token: Token, pictures: Mapping[str, bytes]) -> None:
 
 
 def _dress_tables(tokens: Sequence[Token]) -> None:
-    """Right-align the columns that hold only figures; keep short texts on one line."""
+    """Right-align columns of figures; keep short texts on one line and give long ones room."""
     for columns in _tables(tokens):
         for cells in columns:
             is_number = all(_NUMBER.match(text) for _, text in cells[1:])
             for cell, text in cells:
                 if is_number:
                     cell.attrJoin("class", "number")
-                elif len(text) <= _SHORT:
-                    cell.attrJoin("class", "short")
+                else:
+                    cell.attrJoin("class", "short" if len(text) <= _SHORT else "long")
 
 
 def _tables(tokens: Sequence[Token]) -> Iterator[list[list[tuple[Token, str]]]]:

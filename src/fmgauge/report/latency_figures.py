@@ -163,11 +163,13 @@ def _draw_together(
 def _draw_apart(
     lines: Sequence[tuple[str, pd.DataFrame]], limits: Sequence[float]
 ) -> tuple[Figure, list[Axes]]:
+    from matplotlib.collections import LineCollection
+
     figure, panels = panel_grid(len(lines), legend_in=0.15 if limits else 0.0)
+    paths = [one[["concurrency", "latency_mean"]].to_numpy() for _, one in lines]
     labels = short_names([name for name, _ in lines], title_length(len(lines)))
     for axes, (name, own) in zip(panels, lines, strict=True):
-        for _, one in lines:
-            axes.plot(one["concurrency"], one["latency_mean"], color=PALE, lw=0.8, zorder=1)
+        axes.add_collection(LineCollection(paths, colors=PALE, linewidths=0.8, zorder=1))
         _draw_line(axes, own, color=BLUE, marker="o")
         if own["latency_mean"].isna().all():
             say(axes, missing(rows_of(own)[0]))
@@ -234,10 +236,10 @@ def _top_of_lines(rows: pd.DataFrame) -> float:
 def _scale(panels: Sequence[Axes], rows: pd.DataFrame, limits: Sequence[float]) -> None:
     levels = sorted(int(level) for level in rows["concurrency"].unique())
     ticks = _apart(levels, 1.25 if len(panels) == 1 else 1.9)
+    panels[0].set_xscale("log", base=2)  # the panels share their axes
+    panels[0].set_xticks(ticks, [str(level) for level in ticks])
+    panels[0].minorticks_off()
     for axes in panels:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [str(level) for level in ticks])
-        axes.minorticks_off()
         quiet(axes, grid="y")
     n_gaps = sum(_has_gap(one) for _, one in _by_experiment(rows)) if len(panels) == 1 else 0
     panels[0].set_ylim(0, max([_top_of_lines(rows), *limits]) * 1.1 / (1 - _GAP_HEIGHT * n_gaps))

@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 _MOST_TALL_ROWS = 12  # more candidates than this get one line of label each
 _KINDS = {
     "winner": "cheapest within every budget",
+    "closest": "came closest, not within every budget",
     "meets": "within every budget",
     "misses": "not within every budget",
 }
 _STYLES: dict[str, dict[str, Any]] = {
     "winner": {"color": BLUE},
+    "closest": {"facecolor": "white", "edgecolor": BLUE, "hatch": "////", "linewidth": 1.2},
     "meets": {"color": GREY},
     "misses": {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8},
 }
@@ -99,7 +101,7 @@ def _title(material: Material) -> str:
 def _bars(material: Material) -> list[_Bar]:
     stages = material.stage_verdicts(material.workload)
     if len(material.experiments) > 1:
-        stages = _best_stages(stages)
+        stages = _best_stages(stages, material.recommendation.closest)
     tall = len(stages) <= _MOST_TALL_ROWS
     names = short_names([experiment.name for experiment in material.experiments], 30)
     bars = [
@@ -114,14 +116,20 @@ def _bars(material: Material) -> list[_Bar]:
     return sorted(bars, key=lambda bar: bar.price)
 
 
-def _best_stages(stages: Sequence[StageVerdict]) -> list[StageVerdict]:
-    """Each experiment's cheapest stage within every budget, else the one that misses fewest."""
+def _best_stages(
+    stages: Sequence[StageVerdict], closest: StageVerdict | None
+) -> list[StageVerdict]:
+    """Each experiment's cheapest stage within every budget, else the one that came closest."""
     names = dict.fromkeys(stage.experiment for stage in stages)
-    return [min((s for s in stages if s.experiment == name), key=_misses) for name in names]
+    return [
+        min((s for s in stages if s.experiment == name), key=lambda s: (s != closest, *_misses(s)))
+        for name in names
+    ]
 
 
-def _misses(stage: StageVerdict) -> tuple[int, float]:
-    return sum(check.verdict != "PASS" for check in stage.checks), _price(stage)
+def _misses(stage: StageVerdict) -> tuple[int, int, float]:
+    verdicts = [check.verdict for check in stage.checks]
+    return verdicts.count("FAIL"), verdicts.count("UNDECIDED"), _price(stage)
 
 
 def _price(stage: StageVerdict) -> float:
@@ -131,6 +139,8 @@ def _price(stage: StageVerdict) -> float:
 def _kind(stage: StageVerdict, material: Material) -> str:
     if stage == material.recommendation.chosen:
         return "winner"
+    if stage == material.recommendation.closest:
+        return "closest"
     return "meets" if stage.meets_budgets else "misses"
 
 

@@ -170,22 +170,24 @@ def _verdict(row: Row, stage: StageVerdict) -> str:
 
 
 def failures_table(requests: pd.DataFrame) -> Markdown | None:
-    """Failed requests by stage, phase and kind, each with the first error; None without any."""
+    """Failed requests by stage and kind, each with the first error; None without any."""
     failed = requests[requests["status"] != "ok"]
     if failed.empty:
         return None
-    keys = ["experiment", "workload", "concurrency", "phase", "status", "http_status"]
+    keys = ["experiment", "workload", "concurrency", "status", "http_status"]
     groups = failed.groupby(keys, dropna=False, sort=False)
-    columns = ("experiment", "dataset", "concurrency", "phase", "kind", "HTTP status", "requests")
-    return table((*columns, "first error"), (_failure_row(key, of) for key, of in groups))
+    columns = ("experiment", "dataset", "concurrency", "kind", "HTTP status", "measured")
+    rows = (_failure_row(key, of) for key, of in groups)
+    return table((*columns, "in warm-up or drain", "first error"), rows)
 
 
 def _failure_row(key: tuple[Any, ...], group: pd.DataFrame) -> list[object]:
     *stage, http_status = key
+    n_measured = int((group["phase"] == "measured").sum())
     errors = group["error"].dropna()
     first = code(shortened(errors.iloc[0], _LONGEST_ERROR)) if len(errors) else "none"
     status = "none" if math.isnan(http_status) else f"{http_status:.0f}"
-    return [*stage, status, len(group), first]
+    return [*stage, status, n_measured, len(group) - n_measured, first]
 
 
 def not_run_table(metrics: pd.DataFrame) -> Markdown | None:
