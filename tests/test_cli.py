@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import QUICKSTART, ROOT
 
 GOOD = """\
@@ -66,7 +67,11 @@ BAD = {
         "  - {name: idle, source: {kind: python_docs}}\nexperiments:",
         ["bad.yml:7", "no experiment uses 'idle'"],
     ),
-    "an experiment's name outside the results": ("name: one", "name: ../one", ["bad.yml:8", "name"]),
+    "an experiment's name outside the results": (
+        "name: one",
+        "name: ../one",
+        ["bad.yml:8", "name"],
+    ),
     "an absolute name": ("name: probe", "name: /probe", ["bad.yml:1", "run.name"]),
     "an empty name": ("name: plain", "name: ''", ["bad.yml:3", "name"]),
     "a column that the data lacks": (

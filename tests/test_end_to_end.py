@@ -14,8 +14,8 @@ from pathlib import Path
 import nbformat
 import pyarrow.parquet as pq
 import pytest
-from conftest import QUICKSTART, command, processes_of, small_overrides
 
+from conftest import QUICKSTART, command, processes_of, small_overrides
 from fmgauge.pipeline.notebooks import NOTEBOOKS
 
 pytestmark = pytest.mark.xdist_group("end_to_end")
@@ -47,7 +47,9 @@ def rows(finished) -> list[dict[str, str]]:
 def stage_of(folder: Path, row: dict[str, str]) -> tuple[dict, list[dict]]:
     """The facts and records behind one row of metrics.csv."""
     stage = folder / "requests" / row["experiment_name"] / row["workload"] / row["stage"]
-    records = [record for part in stage.glob("*.parquet") for record in pq.read_table(part).to_pylist()]
+    records = [
+        record for part in stage.glob("*.parquet") for record in pq.read_table(part).to_pylist()
+    ]
     return json.loads((stage / "stage.json").read_text()), records
 
 
@@ -125,7 +127,9 @@ def test_throughput_and_price_are_the_window_s(finished, rows):
             if window[0] <= at < window[1]
         )
         assert float(row["transactions_per_minute"]) == pytest.approx(60 * rate, rel=1e-6)
-        assert float(row["completion_token_throughput"]) == pytest.approx(tokens / length_s, rel=1e-6)
+        assert float(row["completion_token_throughput"]) == pytest.approx(
+            tokens / length_s, rel=1e-6
+        )
         assert float(row["price_per_txn"]) == pytest.approx(HOURLY_USD / 3600 / rate, rel=1e-6)
 
 

@@ -33,7 +33,7 @@ from fmgauge.records import (
 )
 from fmgauge.runs import Run, open_run
 from fmgauge.transport import RealClock, run_event_loop
-from fmgauge.workloads import sending_salt
+from fmgauge.workloads import salt_from
 from scripted_server import (
     DONE,
     LAST_CHUNK,
@@ -68,7 +68,7 @@ experiments:
     workloads: [short]
     load: *load
 """
-SALT = sending_salt(7, "as prepared", 0)
+SALT = salt_from("as prepared")
 
 
 def payloads(measured: int = 4, reserved: int = 2) -> list[Payload]:
@@ -308,16 +308,17 @@ def test_no_two_sendings_share_a_prompt(run_loop: Callable[..., Any]) -> None:
 def test_experiments_are_sent_the_same_measured_prompts(
     config_path: Callable[..., Path],
 ) -> None:
-    """Two experiments get equal measured prompts, salts included, in equal order."""
+    """Two experiments get equal measured prompts, each sending with a salt of its own."""
     seen = []
     for planned in planned_stages(load_config(config_path("http://127.0.0.1:1/v1")).config):
         with ScriptedServer(answer) as server:
             run_event_loop(stage_of(planned, server.base_url).run())
-        names = [request.prompt for request in server.requests if "measured" in request.prompt]
-        seen.append(sorted(names))
+        seen.append([request.prompt for request in server.requests if "measured" in request.prompt])
 
-    shorter, longer = sorted(seen, key=len)
-    assert set(shorter) <= set(longer)
+    names = [[prompt.split()[-1] for prompt in prompts] for prompts in seen]
+    shortest = min(map(len, names))
+    assert sorted(names[0][:shortest]) == sorted(names[1][:shortest])
+    assert set(seen[0]).isdisjoint(seen[1])
 
 
 def test_stage_without_kept_prompts_is_refused(config_path: Callable[..., Path]) -> None:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import QUICKSTART, processes_of, small_overrides, until
 
+from conftest import QUICKSTART, processes_of, small_overrides, until
 from fmgauge.config import planned_stages
 from fmgauge.pipeline.notebooks import NOTEBOOKS, notebooks_folder
 from fmgauge.runs import find_run
@@ -39,7 +39,9 @@ def step_states(folder: Path) -> dict[str, str]:
 def outstanding(folder: Path) -> set[str]:
     """Names that the ledger calls created and not deleted."""
     events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-    named = {kind: {e["name"] for e in events if e["event"] == kind} for kind in ("created", "deleted")}
+    named = {
+        kind: {e["name"] for e in events if e["event"] == kind} for kind in ("created", "deleted")
+    }
     return named["created"] - named["deleted"]
 
 
@@ -130,8 +132,12 @@ def test_notebooks_run_one_by_one_with_papermill(tmp_path):
     config.write_text(QUICKSTART.read_text())
     prices = tmp_path / "data" / "prices"
     prices.mkdir(parents=True)
-    (prices / "local.yaml").write_bytes((QUICKSTART.parents[1] / "data/prices/local.yaml").read_bytes())
-    text = config.read_text().replace("duration_s: 9.5, warmup_s: 1.5", "duration_s: 0.5, warmup_s: 0.1")
+    (prices / "local.yaml").write_bytes(
+        (QUICKSTART.parents[1] / "data/prices/local.yaml").read_bytes()
+    )
+    text = config.read_text().replace(
+        "duration_s: 9.5, warmup_s: 1.5", "duration_s: 0.5, warmup_s: 0.1"
+    )
     config.write_text(text.replace("[1, 2, 4]", "[1]"))
     folder = tmp_path / "results" / "by-hand"
 

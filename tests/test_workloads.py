@@ -31,8 +31,8 @@ from fmgauge.workloads import (
     docs_text,
     docs_tokenizer_path,
     prepare_payloads,
+    salt_from,
     salted,
-    sending_salt,
 )
 from fmgauge.workloads.python_docs import python_docs_rows
 from fmgauge.workloads.synthetic import draw_lengths
@@ -166,30 +166,24 @@ def test_every_column_can_be_named(row: dict[str, str]) -> None:
 # --- salts ---------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 2**80), st.text(max_size=50), st.integers(0, 10**7))
-def test_a_salt_is_eight_digits_with_spaces_between(seed: int, stage: str, number: int) -> None:
-    """Every seed, stage and number gives a salt of one form."""
-    assert re.fullmatch(r"\d( \d){7}", sending_salt(seed, stage, number))
+@given(st.text(max_size=50))
+def test_a_salt_is_eight_digits_with_spaces_between(name: str) -> None:
+    """Every name gives a salt of one form."""
+    assert re.fullmatch(r"\d( \d){7}", salt_from(name))
 
 
-def test_a_sendings_salt_is_the_same_for_every_experiment() -> None:
-    """It depends on seed, stage and number alone, and not on this process; the value is pinned."""
-    program = "from fmgauge.workloads import sending_salt; print(sending_salt(7, 'c-1', 3))"
+def test_a_salt_depends_on_its_name_alone() -> None:
+    """Another process, with another hash seed, makes the same salt of the same name."""
+    program = "from fmgauge.workloads import salt_from; print(salt_from('id-3'))"
     other = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert other.stdout.strip() == sending_salt(7, "c-1", 3)
+    assert other.stdout.strip() == salt_from("id-3")
 
 
-def test_stages_sendings_and_seeds_have_different_salts() -> None:
+def test_requests_have_different_salts() -> None:
     """No two of a thousand sendings share a salt."""
-    salts = [
-        sending_salt(seed, stage, number)
-        for seed in (1, 2)
-        for stage in ("concurrency-1", "concurrency-2")
-        for number in range(250)
-    ]
-    assert len(set(salts)) == 1000
+    assert len({salt_from(f"id-{number}") for number in range(1000)}) == 1000
 
 
 def test_salting_replaces_the_salt_of_a_prompt() -> None:
@@ -234,7 +228,7 @@ def test_a_salt_of_another_length_is_refused() -> None:
 
 def test_every_salt_leaves_the_count_as_it_is(tokens_of: Callable[[str], int]) -> None:
     """A thousand salts on one prompt count the same."""
-    counts = {tokens_of(f"{sending_salt(7, 's', n)}\n\nRead this.") for n in range(1000)}
+    counts = {tokens_of(f"{salt_from(f'id-{n}')}\n\nRead this.") for n in range(1000)}
     assert len(counts) == 1
 
 

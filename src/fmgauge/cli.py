@@ -59,7 +59,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("check", help="check a config, its data and prices; start nothing")
+    command = commands.add_parser(
+        "check", help="check a config, its data and prices; start nothing"
+    )
     command.add_argument("config", type=Path, metavar="CONFIG")
     command.add_argument("--offline", action="store_true", help="ask nothing of the network")
     _add_set(command)

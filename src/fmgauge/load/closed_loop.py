@@ -18,7 +18,7 @@ from fmgauge.load.sending import Sending, Target
 from fmgauge.records import Payload, Phase, RequestRecord, StageInfo, StageKey
 from fmgauge.runs import now_utc
 from fmgauge.transport import Client, Clock
-from fmgauge.workloads import salted, sending_salt
+from fmgauge.workloads import salt_from, salted
 
 PAUSE_AFTER_REFUSAL_S = 0.1
 
@@ -29,7 +29,8 @@ class ClosedLoopStage:
     Phases go by the instant of sending. Until `warmup_s` prompts kept for it are sent ("warmup").
     What is sent in the window that follows is "measured", whatever becomes of it. After the window
     the loop goes on sending kept prompts ("drain"), so that measured requests end under full load;
-    the stage ends with the last of them, and what is then in flight is cancelled.
+    the stage ends once everything sent before the window's end has ended, and what is then in flight
+    is cancelled.
 
     There are no waves: the end of any request sends the next, within the same turn of the loop. A
     request that could not be sent at all (nobody listens) frees its place only after a pause of
@@ -50,13 +51,13 @@ class ClosedLoopStage:
         self.failed = 0
         self._planned = planned
         self._target = target
-        self._prompts = _Prompts(payloads, planned.key, seed)
+        self._prompts = _Prompts(payloads, planned.key)
         self._seed = seed
         self._clock = clock
         self._origin_s: float | None = None
         self._records: list[RequestRecord] = []
         self._in_flight: set[Sending] = set()
-        self._measured_in_flight = 0
+        self._counted_in_flight = 0  # of warm-up and window
         self._stopping = False
         self._id_prefix = uuid.uuid4().hex[:16]
         self._n_sent = 0
@@ -91,15 +92,15 @@ class ClosedLoopStage:
 
     async def _run(self, client: Client) -> tuple[StageInfo, list[RequestRecord]]:
         self._client = client
-        self._last_measured_ended = asyncio.Event()
+        self._last_counted_ended = asyncio.Event()
         await client.open(self._planned.concurrency)
         started_at = now_utc().isoformat()
         self._origin_s = origin_s = self._clock.now_s()
         for _ in range(self._planned.concurrency):
             self._send_next(free_at_s=origin_s)
         await self._window_over()
-        if self._measured_in_flight:
-            await self._last_measured_ended.wait()
+        if self._counted_in_flight:
+            await self._last_counted_ended.wait()
         finished_at_s = self.elapsed_s
         self._cancel_fillers()
         return self._info(started_at, finished_at_s), self._records
@@ -112,30 +113,31 @@ class ClosedLoopStage:
     def _send_next(self, free_at_s: float) -> None:
         phase = self.phase
         self._n_sent += 1
+        request_id = f"{self._id_prefix}-{self._n_sent}"
         sending = Sending(
             self._target,
-            self._prompts.next(phase),
-            request_id=f"{self._id_prefix}-{self._n_sent}",
+            self._prompts.next(phase, request_id),
+            request_id=request_id,
             phase=phase,
             intended_at_s=free_at_s,
             on_end=self._on_end,
         )
         self._in_flight.add(sending)
-        self._measured_in_flight += phase == "measured"
+        self._counted_in_flight += phase != "drain"
         self._client.send(sending.exchange)
 
     def _on_end(self, sending: Sending) -> None:
         """Fill the free place first, then write down what happened."""
         self._in_flight.remove(sending)
-        self._measured_in_flight -= sending.phase == "measured"
+        self._counted_in_flight -= sending.phase != "drain"
         if not self._stopping:
             self._fill_place(sending)
         self._note(sending)
 
     def _fill_place(self, sending: Sending) -> None:
-        if not self._measured_in_flight and self.phase == "drain":
+        if not self._counted_in_flight and self.phase == "drain":
             self._stopping = True
-            self._last_measured_ended.set()
+            self._last_counted_ended.set()
         elif sending.exchange.sent_at_s is None:
             loop = asyncio.get_running_loop()
             loop.call_later(PAUSE_AFTER_REFUSAL_S, self._send_after_pause)
@@ -194,11 +196,12 @@ def _no_garbage_collection() -> Iterator[None]:
 class _Prompts:
     """What each phase sends: measured prompts in their order, over and over; reserved ones else.
 
-    A sending's number within its phase fixes prompt and salt, so that every experiment is sent the
-    same measured prompts in the same order, however many warm-up requests it answered.
+    A sending's number within its phase fixes the prompt, so that every experiment is sent the same
+    measured prompts in the same order, however many warm-up requests it answered. Its salt is its
+    own: two experiments may ask the same server, and so may the next run.
     """
 
-    def __init__(self, payloads: Sequence[Payload], key: StageKey, seed: int) -> None:
+    def __init__(self, payloads: Sequence[Payload], key: StageKey) -> None:
         reserved = [payload for payload in payloads if payload.reserved]
         measured = [payload for payload in payloads if not payload.reserved]
         if not reserved or not measured:
@@ -206,10 +209,8 @@ class _Prompts:
             raise StepError(f"workload {key.workload} has no prompts {missing}: prepare it anew")
         self._decks = {"warmup": reserved, "measured": measured, "drain": reserved}
         self._numbers = {"warmup": 0, "measured": 0, "drain": 0}
-        self._salt_scope = f"{key.workload}/{key.stage}"
-        self._seed = seed
 
-    def next(self, phase: Phase) -> Payload:
+    def next(self, phase: Phase, request_id: str) -> Payload:
         """The next payload of a phase, salted as no other sending is."""
         number = self._numbers[phase]
         self._numbers[phase] = number + 1
@@ -217,4 +218,4 @@ class _Prompts:
         payload = deck[number % len(deck)]
         if payload.salt is None:
             return payload
-        return salted(payload, sending_salt(self._seed, f"{self._salt_scope}/{phase}", number))
+        return salted(payload, salt_from(request_id))

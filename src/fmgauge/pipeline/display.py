@@ -53,7 +53,7 @@ class PlainDisplay:
     """Plain lines for a log: each notebook's start and end, and the load every ten seconds."""
 
     run: Run
-    write: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
+    write: Callable[[str], None] = lambda line: print(line, flush=True)
     clock: RealClock = field(default_factory=RealClock)
     _started_at_s: float = 0.0
     _shown_at_s: float = 0.0

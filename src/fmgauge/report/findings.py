@@ -509,7 +509,7 @@ def _prompts(material: Material) -> Iterator[Markdown]:
 
 def _salt(salted: bool) -> str:
     if salted:
-        return "Every sending begins with digits of its own, so that no prompt cache answers."
+        return "Every sending began with digits of its own, so that no prompt cache could answer."
     return "Prompts are sent as they are: a prompt cache may have answered."
 
 

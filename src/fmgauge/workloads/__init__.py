@@ -1,7 +1,7 @@
 """From sources to payloads: rows, templates, token windows, salts, order. Knows no endpoints."""
 
 from fmgauge.workloads.payloads import PreparedWorkload, check_workloads, prepare_payloads
-from fmgauge.workloads.salts import salted, sending_salt
+from fmgauge.workloads.salts import salt_from, salted
 from fmgauge.workloads.tokenizer import (
     PromptTokenizer,
     cache_dir,
@@ -19,6 +19,5 @@ __all__ = [
     "docs_tokenizer_path",
     "prepare_payloads",
     "salted",
-    "sending_salt",
     "tokenizer_for",
 ]

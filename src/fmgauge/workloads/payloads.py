@@ -19,7 +19,7 @@ from fmgauge.records import Payload, write_json, write_payloads
 from fmgauge.runs import Run
 from fmgauge.workloads.prompts import Prompt, prompt_of
 from fmgauge.workloads.rows import Row
-from fmgauge.workloads.salts import sending_salt
+from fmgauge.workloads.salts import salt_from
 from fmgauge.workloads.sources import needs_network, source_rows
 from fmgauge.workloads.tokenizer import (
     PromptTokenizer,
@@ -211,7 +211,7 @@ def _with_salt(loaded: LoadedConfig, index: int, number: int, prompt: Prompt) ->
     """The prompt of row `number` with a salt of its own, where its workload is salted."""
     if not loaded.config.workloads[index].salt:
         return prompt
-    return prompt.with_salt(sending_salt(loaded.config.run.seed, "payloads", number))
+    return prompt.with_salt(salt_from(f"{loaded.config.run.seed}/{number}"))
 
 
 def _outside(workload: Workload, tokens: int) -> str | None:

@@ -18,14 +18,13 @@ _END = "\n\n"
 Message = dict[str, Any]
 
 
-def sending_salt(seed: int, stage: str, number: int) -> str:
-    """The salt of a stage's `number`-th sending: the same for every experiment.
+def salt_from(name: str) -> str:
+    """The salt that belongs to `name`: a prompt's number before sending, a request's id then.
 
-    It depends on the run's seed, the stage's name and the number alone, so candidates that are
-    compared get equal prompts, and no later stage or sending repeats what a cache may hold.
+    Request ids are never used twice, so no later sending, stage, experiment or run repeats what a
+    server's cache may hold; the id stands in the record, so what was sent can be made out again.
     """
-    key = str(seed).encode()[: hashlib.blake2s.MAX_KEY_SIZE]
-    digest = hashlib.blake2s(f"{stage}/{number}".encode(), key=key).digest()
+    digest = hashlib.blake2s(name.encode()).digest()
     digits = int.from_bytes(digest, "little") % 10**SALT_DIGITS
     return " ".join(f"{digits:0{SALT_DIGITS}d}")
 
