@@ -1,5 +1,6 @@
 """The notebooks are chapters: thin, parameterized, without stored results."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -58,7 +59,7 @@ class TestEachNotebook:
     def test_explains_every_step(self, path):
         """Prose stands before every code cell but the imports."""
         cells = nbformat.read(path, as_version=4).cells
-        pairs = list(zip(cells, cells[1:], strict=False))
+        pairs = list(pairwise(cells))
         bare = [c.source for before, c in pairs if c.cell_type == before.cell_type == "code"]
 
         assert len(bare) == 1

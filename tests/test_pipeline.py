@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,17 +129,12 @@ def test_a_finished_run_resumed_runs_nothing_but_clean_up(fmgauge, tmp_path):
 
 def test_notebooks_run_one_by_one_with_papermill(tmp_path):
     """Plain papermill, one notebook after another, with a server that died in the pause."""
+    prices = Path("data", "prices", "local.yaml")
+    (tmp_path / prices).parent.mkdir(parents=True)
+    shutil.copy(QUICKSTART.parents[1] / prices, tmp_path / prices)
+    text = QUICKSTART.read_text().replace("[1, 2, 4], duration_s: 9.5", "[1], duration_s: 0.5")
     config = tmp_path / "config.yml"
-    config.write_text(QUICKSTART.read_text())
-    prices = tmp_path / "data" / "prices"
-    prices.mkdir(parents=True)
-    (prices / "local.yaml").write_bytes(
-        (QUICKSTART.parents[1] / "data/prices/local.yaml").read_bytes()
-    )
-    text = config.read_text().replace(
-        "duration_s: 9.5, warmup_s: 1.5", "duration_s: 0.5, warmup_s: 0.1"
-    )
-    config.write_text(text.replace("[1, 2, 4]", "[1]"))
+    config.write_text(text)
     folder = tmp_path / "results" / "by-hand"
 
     for name in NOTEBOOKS:
@@ -157,9 +153,11 @@ def test_notebooks_run_one_by_one_with_papermill(tmp_path):
 def papermill_one(name: str, config: Path, cwd: Path) -> None:
     """Execute one notebook with papermill's own command."""
     subprocess.run(
-        [sys.executable, "-m", "papermill", "--no-progress-bar"]
-        + [str(notebooks_folder() / f"{name}.ipynb"), str(cwd / f"{name}.out.ipynb")]
-        + ["-p", "config_path", str(config), "-p", "run_id", "by-hand"],
+        [
+            *(sys.executable, "-m", "papermill", "--no-progress-bar"),
+            *(str(notebooks_folder() / f"{name}.ipynb"), str(cwd / f"{name}.out.ipynb")),
+            *("-p", "config_path", str(config), "-p", "run_id", "by-hand"),
+        ],
         cwd=cwd,
         env={**os.environ, "PYTHONWARNINGS": "default"},
         capture_output=True,

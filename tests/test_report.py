@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from fmgauge.records import (
     Payload,
     RequestRecord,
     StageInfo,
+    read_stage,
+    stage_folders,
     write_endpoints,
     write_json,
     write_stage,
@@ -472,6 +475,20 @@ def test_failures_are_counted_by_kind(troubled: Report) -> None:
         assert int(row["measured"]) == metrics["n_failed"]
         assert int(row["in warm-up or drain"]) > 0
         assert (row["kind"], row["HTTP status"]) == ("http_error", "500")
+
+
+def test_a_request_cut_off_at_the_end_is_no_failure(tmp_path: Path) -> None:
+    """Drain requests cancelled with their stage are counted apart, not among the failures."""
+    run = build_run(tmp_path)
+    for folder in stage_folders(run.requests_folder):
+        info, records = read_stage(folder)
+        last = record_of(info, 900, info.window_end_s + 0.2, info.finished_at_s, "cancelled")
+        shutil.rmtree(folder)
+        write_stage(folder, info, [*(RequestRecord(**r) for r in records.to_pylist()), last])
+    report = built(run)
+
+    assert "No request failed" in report.section("Failures by kind")
+    assert "; 12 of the last were cut off when their stage ended." in report.markdown
 
 
 def test_stages_not_run_give_their_reason(troubled: Report) -> None:

@@ -28,8 +28,8 @@ class ClosedLoopStage:
 
     Phases go by the instant of sending. Until `warmup_s` prompts kept for it are sent ("warmup").
     What is sent in the window that follows is "measured", whatever becomes of it. After the window
-    the loop goes on sending kept prompts ("drain"), so that measured requests end under full load;
-    the stage ends once everything sent before the window's end has ended, and what is then in flight
+    the loop goes on sending kept prompts ("drain"), so that measured requests end under full load.
+    The stage ends once all that was sent before the window's end has ended; what is in flight then
     is cancelled.
 
     There are no waves: the end of any request sends the next, within the same turn of the loop. A

@@ -14,7 +14,7 @@ from fmgauge.runs import Run
 from fmgauge.transport import RealClock
 
 _PLAIN_EVERY_S = 10.0
-_MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "–", "failed": "✗"}
+_MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "-", "failed": "✗"}
 
 
 class Display(Protocol):

@@ -17,7 +17,7 @@ from fmgauge.pricing import Price
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, joined
 from fmgauge.report.latency_figures import MOST_POINTS, measured_points
-from fmgauge.report.material import Material, Row, instance_of, read_material
+from fmgauge.report.material import Material, Row, cut_off, instance_of, read_material
 from fmgauge.runs import Run
 from fmgauge.statistics import samples_needed
 
@@ -449,11 +449,13 @@ def how_measured(material: Material) -> list[Markdown]:
 def _window(material: Material) -> Markdown:
     phases = material.requests["phase"].value_counts()
     counts = [f"{phases.get(phase, 0):,}" for phase in ("warmup", "measured", "drain")]
+    n_cut_off = int(cut_off(material.requests).sum())
+    ended = f"; {n_cut_off:,} of the last were cut off when their stage ended" if n_cut_off else ""
     return Markdown(
         "Each stage is a closed loop: as soon as one answer ends, the next request starts. Load "
         "runs before, through and after a fixed window; {} warm-up, {} measured and {} drain "
-        "requests were sent. {}"
-    ).fill(*counts, _kept_in_flight(material.metrics))
+        "requests were sent{}. {}"
+    ).fill(*counts, ended, _kept_in_flight(material.metrics))
 
 
 def _kept_in_flight(metrics: pd.DataFrame) -> str:

@@ -99,6 +99,11 @@ def instance_of(experiment: Experiment) -> str:
     return experiment.instance_type or PER_TOKEN
 
 
+def cut_off(requests: pd.DataFrame) -> pd.Series[bool]:
+    """Which requests were still open when their stage ended, after the window: not failures."""
+    return (requests["phase"] == "drain") & (requests["status"] == "cancelled")
+
+
 def rows_of(frame: pd.DataFrame) -> list[Row]:
     """A frame's rows in order, each as a mapping from column to value."""
     rows: list[Any] = frame.to_dict("records")

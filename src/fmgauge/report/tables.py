@@ -16,7 +16,7 @@ from fmgauge.metrics import PERCENTILES
 from fmgauge.records import Endpoint
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, escaped, shortened, table
-from fmgauge.report.material import NOT_RUN, Material, Row, instance_of
+from fmgauge.report.material import NOT_RUN, Material, Row, cut_off, instance_of
 from fmgauge.statistics import samples_needed
 
 if TYPE_CHECKING:
@@ -170,8 +170,11 @@ def _verdict(row: Row, stage: StageVerdict) -> str:
 
 
 def failures_table(requests: pd.DataFrame) -> Markdown | None:
-    """Failed requests by stage and kind, each with the first error; None without any."""
-    failed = requests[requests["status"] != "ok"]
+    """Failed requests by stage and kind, each with the first error; None without any.
+
+    A drain request that was cut off at its stage's end did not fail.
+    """
+    failed = requests[(requests["status"] != "ok") & ~cut_off(requests)]
     if failed.empty:
         return None
     keys = ["experiment", "workload", "concurrency", "status", "http_status"]

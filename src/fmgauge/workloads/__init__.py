@@ -18,6 +18,7 @@ __all__ = [
     "docs_text",
     "docs_tokenizer_path",
     "prepare_payloads",
+    "salt_from",
     "salted",
     "tokenizer_for",
 ]
