@@ -488,7 +488,7 @@ def test_a_request_cut_off_at_the_end_is_no_failure(tmp_path: Path) -> None:
     report = built(run)
 
     assert "No request failed" in report.section("Failures by kind")
-    assert "; 12 of the last were cut off when their stage ended." in report.markdown
+    assert "; 12 of these were cut off when their stage ended." in report.markdown
 
 
 def test_stages_not_run_give_their_reason(troubled: Report) -> None:

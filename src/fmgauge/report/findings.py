@@ -450,7 +450,7 @@ def _window(material: Material) -> Markdown:
     phases = material.requests["phase"].value_counts()
     counts = [f"{phases.get(phase, 0):,}" for phase in ("warmup", "measured", "drain")]
     n_cut_off = int(cut_off(material.requests).sum())
-    ended = f"; {n_cut_off:,} of the last were cut off when their stage ended" if n_cut_off else ""
+    ended = f"; {n_cut_off:,} of these were cut off when their stage ended" if n_cut_off else ""
     return Markdown(
         "Each stage is a closed loop: as soon as one answer ends, the next request starts. Load "
         "runs before, through and after a fixed window; {} warm-up, {} measured and {} drain "
