@@ -72,7 +72,7 @@ def share_in(window: tuple[float, float], begin: float, end: float) -> float:
 def test_every_stage_has_its_row(rows):
     """Two experiments, two workloads, two load levels: eight rows, in the config's order."""
     named = [(row["experiment_name"], row["workload"], row["concurrency"]) for row in rows]
-    experiments = ("llamacpp-1-slot", "llamacpp-4-slots")
+    experiments = ("llamacpp-4m", "llamacpp-7m")
     workloads = ("en_1-500", "en_500-1000")
 
     assert named == [(e, w, c) for e in experiments for w in workloads for c in ("1", "2")]
@@ -190,13 +190,16 @@ def test_the_recommendation_is_the_cheapest_within_budget(finished, rows):
             row
             for row in rows
             if row["workload"] == answer["workload"]
-            and float(row["latency_mean"]) <= 1.0
-            and float(row["ttft_s_mean"]) <= 0.8
-            and float(row["price_per_txn"]) * 10_000 <= 0.25
+            and float(row["latency_mean"]) <= 0.75
+            and float(row["ttft_s_mean"]) <= 0.5
+            and float(row["price_per_txn"]) * 10_000 <= 0.15
             and float(row["error_rate"]) == 0.0
         ]
-        cheapest = min(within, key=lambda row: float(row["price_per_txn"]))
         chosen = answer["chosen"]
+        if not within:
+            assert chosen is None
+            continue
+        cheapest = min(within, key=lambda row: float(row["price_per_txn"]))
         assert (chosen["experiment"], chosen["stage"]) == (
             cheapest["experiment_name"],
             cheapest["stage"],

@@ -83,7 +83,8 @@ def _columns() -> tuple[str, ...]:
         *("workload", "stage", "model", "status", "duration_s"),
         *("request_rate", "goodput_per_min", "mean_in_flight"),
         *("n_requests", "n_ok", "n_failed", *(f"n_{status}" for status in FAILURES)),
-        *("usd_per_10k_txn", "usd_per_1m_output_tokens", "usd_per_1m_total_tokens"),
+        *("price_per_txn_ci_low", "price_per_txn_ci_high", *_with_interval("usd_per_10k_txn")),
+        *("usd_per_1m_output_tokens", "usd_per_1m_total_tokens"),
         *(column for column in latency_bounds if column not in SEED_COLUMNS),
         *families,
         *(f"send_delay_s_{statistic}" for statistic in STATISTICS),
@@ -278,14 +279,15 @@ def stage_summary(
     in_window = requests["phase"] == "measured"
     measured = requests[in_window]
     rates = window_rates(requests, chunks, (info.window_start_s, info.window_end_s), budgets)
+    latencies = _latencies(measured, _gaps(chunks, (in_window & requests["ok"]).to_numpy()))
     return {
         "status": "ok",
         "duration_s": info.window_end_s - info.window_start_s,
         **rates,
         **_outcomes(measured),
         **_token_counts(measured),
-        **_latencies(measured, _gaps(chunks, (in_window & requests["ok"]).to_numpy())),
-        **_prices(price, rates, measured[measured["ok"]]),
+        **latencies,
+        **_prices(price, rates, measured[measured["ok"]], latencies),
     }
 
 
@@ -424,9 +426,14 @@ def _latencies(measured: pd.DataFrame, gaps_s: Floats) -> dict[str, Value]:
 
 
 def _statistics(name: str, values: Floats, n_failed: int) -> dict[str, Value]:
-    """Mean of `values`, and percentiles in which every failure ranks as +inf, with intervals."""
+    """Mean of `values`, and percentiles in which every failure ranks as +inf, with intervals.
+
+    No duration is below 0, so neither is an interval's lower end.
+    """
     ranked = np.concatenate([values, np.full(n_failed, math.inf)])
-    found = {"mean": (float(values.mean()) if values.size else math.nan, *mean_interval(values))}
+    low, high = mean_interval(values)
+    mean = float(values.mean()) if values.size else math.nan
+    found = {"mean": (mean, np.maximum(low, 0.0), high)}
     for label, p in PERCENTILES.items():
         found[label] = (percentile(ranked, p), *percentile_interval(ranked, p))
     return {
@@ -444,15 +451,25 @@ def _defined(requests: pd.DataFrame, name: str) -> Floats:
 # --- prices --------------------------------------------------------------------------------------
 
 
-def _prices(price: Price, rates: dict[str, Value], ok: pd.DataFrame) -> dict[str, Value]:
+def _prices(
+    price: Price, rates: dict[str, Value], ok: pd.DataFrame, latencies: dict[str, Value]
+) -> dict[str, Value]:
     per_txn, per_output, per_total = (
         _token_prices(price, ok)
         if price.usd_per_hour is None
         else _hourly_prices(price.usd_per_hour, rates)
     )
+    if price.usd_per_hour is None:
+        low, high = mean_interval(_request_prices(price, ok))
+    else:
+        low, high = _hourly_interval(per_txn, latencies)
     return {
         "price_per_txn": per_txn,
+        "price_per_txn_ci_low": low,
+        "price_per_txn_ci_high": high,
         "usd_per_10k_txn": per_txn * 1e4,
+        "usd_per_10k_txn_ci_low": low * 1e4,
+        "usd_per_10k_txn_ci_high": high * 1e4,
         "usd_per_1m_output_tokens": per_output * 1e6,
         "usd_per_1m_total_tokens": per_total * 1e6,
     }
@@ -465,6 +482,23 @@ def _hourly_prices(usd_per_hour: float, rates: dict[str, Value]) -> tuple[float,
     total = output + float(rates["prompt_token_throughput"])
     per_txn = _ratio(usd_per_s, float(rates["request_rate"]))
     return per_txn, _ratio(usd_per_s, output), _ratio(usd_per_s, total)
+
+
+def _hourly_interval(per_txn: float, latencies: dict[str, Value]) -> tuple[float, float]:
+    """The price's interval in a closed loop, where by Little's law it goes with the mean latency.
+
+    The rate is the constant number in flight divided by the mean latency, so a mean that is known
+    to within 5 % makes a price that is known to within 5 %.
+    """
+    mean, *bounds = (float(latencies[name]) for name in _with_interval("latency_mean"))
+    low, high = (per_txn * _ratio(bound, mean) for bound in bounds)
+    return low, high
+
+
+def _request_prices(price: Price, ok: pd.DataFrame) -> Floats:
+    """What each successful request cost by its tokens."""
+    tokens = ok[["prompt_tokens", "output_tokens"]].to_numpy(dtype=np.float64)
+    return np.array([price.tokens_usd(prompt, output) for prompt, output in tokens])
 
 
 def _token_prices(price: Price, ok: pd.DataFrame) -> tuple[float, float, float]:

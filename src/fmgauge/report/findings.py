@@ -244,12 +244,24 @@ def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
     if not others:
         return Markdown("No other experiment meets every budget.")
     second = min(others, key=_price_of)
-    return Markdown("Next is {} at a concurrency of {}: {} per 10,000, {}.").fill(
+    return Markdown("Next is {} at a concurrency of {}: {} per 10,000, {}. {}").fill(
         code(second.experiment),
         second.concurrency,
         _usd(_price_of(second) * 1e4),
         _how_much_more(_price_of(second), _price_of(chosen)),
+        _told_apart(material.row(chosen), material.row(second)),
     )
+
+
+def _told_apart(cheapest: Row, second: Row) -> str:
+    """Whether the two prices' intervals lie apart; neither can be said without intervals."""
+    high = float(cheapest.get("price_per_txn_ci_high", math.nan))
+    low = float(second.get("price_per_txn_ci_low", math.nan))
+    if not (math.isfinite(high) and math.isfinite(low)):
+        return "The samples are too small to say whether the difference is real."
+    if high < low:
+        return "Their within-run intervals lie apart."
+    return "Their within-run intervals overlap: this run does not tell the two apart."
 
 
 def _how_much_more(price: float, base: float) -> str:

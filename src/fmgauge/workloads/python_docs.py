@@ -18,10 +18,10 @@ from typing import Any
 from fmgauge.workloads.rows import Row, SourceRows
 from fmgauge.workloads.tokenizer import docs_text
 
-# Characters at which a passage ends, in turn. About four characters make a token, so half the
-# passages are short and half have 500 to 1000 tokens.
-_PASSAGE_SIZES = (700, 2100, 1100, 2600, 2300, 1400, 2100, 2400)
-_SMALLEST_PASSAGE = 300
+# Characters at which a passage ends, in turn. About four characters make a token: half the passages
+# have some 100 tokens, so that generating weighs as much as reading, and half 500 to 1000.
+_PASSAGE_SIZES = (250, 2100, 400, 2600, 2300, 500, 2100, 2400)
+_SMALLEST_PASSAGE = 200
 _LARGEST_PARAGRAPH = 1200  # a longer block is a long listing: it would overfill a passage
 _LINE_WIDTH = 70  # the reference is wrapped at this column
 _UNDERLINE = re.compile(r"^([*=\-~^\"'.+#])\1+$")
