@@ -1,6 +1,6 @@
 # Two commands are all that is needed: `make run` and `make test`. Both set up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock clean
+.PHONY: help run test check format sample bench lock clean
 SHELL := /bin/bash
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
@@ -22,6 +22,11 @@ check: .venv/ready ## format, lint and types
 format: .venv/ready ## put the code into the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+sample: .venv/ready ## measure the quickstart and keep its report as results/sample
+	@$(MAKE) --no-print-directory run
+	@run=$$(ls -d results/quickstart-* | tail -n 1); mkdir -p results/sample; \
+		cp $$run/{report.md,config.yaml,metrics.csv,decision.json,*.png} results/sample/
 
 bench: .venv/ready ## measure the limits that the project sets itself
 	@$(BIN)/python benchmarks/spine.py

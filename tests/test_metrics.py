@@ -37,7 +37,7 @@ from fmgauge.records import (
     write_stage,
 )
 from fmgauge.runs import Run, open_run
-from fmgauge.statistics import quantile
+from fmgauge.statistics import mean_interval, quantile
 
 HOURLY = Price("hourly", 36.0, None, None, "test", None, None)  # $0.01 a second
 METERED = Price("per_token", None, 2.0, 10.0, "test", None, None)
@@ -457,6 +457,38 @@ def test_token_prices_are_the_mean_over_successes():
     assert found["price_per_txn"] == close(spent / 2)
     assert found["usd_per_1m_output_tokens"] == close(spent / 12 * 1e6)
     assert found["usd_per_1m_total_tokens"] == close(spent / 212 * 1e6)
+
+
+def test_an_hourly_price_is_as_uncertain_as_the_mean_latency():
+    """In a closed loop the rate is the number in flight over the mean latency."""
+    found = summary(*(whole(1.0, 1.2 + 0.01 * (n * 7 % 11)) for n in range(40)))
+    relative = {
+        end: found[f"latency_mean_ci_{end}"] / found["latency_mean"] for end in ("low", "high")
+    }
+
+    assert 0.8 < relative["low"] < 1 < relative["high"] < 1.2
+    for end, factor in relative.items():
+        assert found[f"price_per_txn_ci_{end}"] == close(found["price_per_txn"] * factor)
+        assert found[f"usd_per_10k_txn_ci_{end}"] == close(found["usd_per_10k_txn"] * factor)
+
+
+def test_a_token_price_s_interval_is_that_of_the_requests_prices():
+    """The mean of 40 requests' prices, of which each is 100 in at $2 and n out at $10 a million."""
+    counts = [4 + n * 7 % 11 for n in range(40)]
+    found = summary(*(record(output_tokens=n) for n in counts), price=METERED)
+
+    low, high = mean_interval(np.array([(100 * 2 + n * 10) / 1e6 for n in counts]))
+    assert low < found["price_per_txn"] < high
+    assert found["price_per_txn_ci_low"] == close(low)
+    assert found["price_per_txn_ci_high"] == close(high)
+
+
+def test_no_interval_of_a_latency_reaches_below_zero():
+    """Three latencies far apart: the lower end is 0 where Student's would be negative."""
+    found = summary(whole(1.0, 1.1), whole(1.0, 2.9), whole(1.0, 1.2))
+
+    assert found["latency_mean_ci_low"] == 0.0
+    assert found["latency_mean_ci_high"] > found["latency_mean"]
 
 
 def test_token_prices_of_uncounted_tokens_are_unknown():

@@ -44,6 +44,7 @@ from fmgauge.report.figures import pictures
 from fmgauge.report.findings import readings
 from fmgauge.report.html import report_html
 from fmgauge.report.latency_figures import MOST_POINTS, drawn_points
+from fmgauge.report.markdown import report_markdown
 from fmgauge.report.price_figure import business_summary
 from fmgauge.runs import Run, open_run
 from fmgauge.workloads import PreparedWorkload
@@ -315,6 +316,21 @@ def test_summary_names_the_cheapest_within_budgets(usual: Report) -> None:
         "and based on the test results the best price performance for dataset `en_500-1000` is "
         "provided by the `local-cpu` with experiment `llamacpp-4-slots`."
     ) in usual.section("Summary")
+
+
+@pytest.mark.parametrize(
+    ("dearer", "sentence"),
+    [(1.02, "this run does not tell the two apart"), (1.5, "Their within-run intervals lie apart")],
+)
+def test_summary_says_whether_the_next_price_is_really_higher(
+    tmp_path: Path, dearer: float, sentence: str
+) -> None:
+    """Prices 2 % apart lie within each other's intervals; prices 50 % apart do not."""
+    run = build_run(
+        tmp_path, latency=lambda experiment, workload, level: 0.2 * (dearer if experiment else 1)
+    )
+
+    assert sentence in report_markdown(read_material(run))
 
 
 def test_information_table_holds_the_winner_s_metrics(usual: Report) -> None:

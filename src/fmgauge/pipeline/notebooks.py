@@ -46,7 +46,10 @@ class Interrupted(StepError):
 
 
 class StopSignal:
-    """Notes SIGINT and SIGTERM while it is open, instead of letting them break in anywhere."""
+    """Notes SIGINT, SIGTERM and SIGHUP while it is open, instead of letting them break in anywhere.
+
+    A signal that the caller had ignored (nohup does) stays ignored.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -54,8 +57,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
