@@ -65,7 +65,8 @@ class TreeMemory(threading.Thread):
         for process in psutil.process_iter(["cmdline"]):
             try:
                 if any(self._root in part for part in process.info["cmdline"] or []):
-                    total += process.memory_full_info().pss
+                    memory = process.memory_full_info()
+                    total += getattr(memory, "pss", memory.uss)  # shared pages once, on Linux
             except psutil.Error:
                 continue
         return total / 1e9

@@ -8,12 +8,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yml"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of one finished run to one worker, and every other test to whoever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRunOneWorker(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if file.endswith("test_end_to_end.py") else nodeid
+
+    return OneRunOneWorker(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take longest, so that no worker is left with one at the end."""
+    slow = ("test_end_to_end.py", "test_pipeline.py")
+    items.sort(key=lambda item: item.path.name not in slow)
 
 
 def small_overrides(results_dir: Path, duration_s: float = 1.5) -> list[str]:

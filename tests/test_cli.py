@@ -70,7 +70,7 @@ BAD = {
     "an experiment's name outside the results": (
         "name: one",
         "name: ../one",
-        ["bad.yml:8", "may hold"],
+        ["bad.yml:8", "cannot be a name"],
     ),
     "an absolute name": ("name: probe", "name: /probe", ["bad.yml:1", "run.name"]),
     "an empty name": ("name: plain", "name: ''", ["bad.yml:3", "name"]),
