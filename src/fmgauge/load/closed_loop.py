@@ -26,16 +26,15 @@ PAUSE_AFTER_REFUSAL_S = 0.1
 class ClosedLoopStage:
     """One stage under constant concurrency, from opening its connections to its last record.
 
-    Phases go by the instant of sending. Until `warmup_s` prompts kept for it are sent ("warmup").
-    What is sent in the window that follows is "measured", whatever becomes of it. After the window
-    the loop goes on sending kept prompts ("drain"), so that measured requests end under full load.
-    The stage ends once all that was sent before the window's end has ended; what is in flight then
-    is cancelled.
+    A request's phase goes by the instant at which it was due, its `intended_at_s`: when its place
+    became free. Until `warmup_s` prompts kept for that are sent ("warmup"). What is due in the
+    window that follows is "measured", whatever becomes of it. Then the loop goes on sending kept
+    prompts ("drain"), so that measured requests end under full load. The stage ends once all that
+    was due before the window's end has ended; what is in flight then is cancelled.
 
     There are no waves: the end of any request sends the next, within the same turn of the loop. A
     request that could not be sent at all (nobody listens) frees its place only after a pause of
     `PAUSE_AFTER_REFUSAL_S`, so that a dead endpoint is not asked thousands of times a second.
-    A request's `intended_at_s` is the instant at which its place became free.
     """
 
     def __init__(
@@ -74,11 +73,8 @@ class ClosedLoopStage:
 
     @property
     def phase(self) -> Phase:
-        """The phase of a request that would be sent now."""
-        elapsed_s, load = self.elapsed_s, self._planned.load
-        if elapsed_s < load.warmup_s:
-            return "warmup"
-        return "measured" if elapsed_s < self._planned.planned_s else "drain"
+        """The phase of a request that would be due now."""
+        return self._phase_at(self.elapsed_s)
 
     async def run(self) -> tuple[StageInfo, list[RequestRecord]]:
         """Run the stage; its facts, and one record for every request that was sent."""
@@ -110,8 +106,15 @@ class ClosedLoopStage:
         while (left_s := self._planned.planned_s - self.elapsed_s) > 0:
             await asyncio.sleep(left_s)
 
+    def _phase_at(self, due_s: float) -> Phase:
+        """The phase of a request that is due `due_s` after the stage began."""
+        if due_s < self._planned.load.warmup_s:
+            return "warmup"
+        return "measured" if due_s < self._planned.planned_s else "drain"
+
     def _send_next(self, free_at_s: float) -> None:
-        phase = self.phase
+        assert self._origin_s is not None
+        phase = self._phase_at(free_at_s - self._origin_s)
         self._n_sent += 1
         request_id = f"{self._id_prefix}-{self._n_sent}"
         sending = Sending(
