@@ -240,6 +240,23 @@ def test_request_is_resent_only_once() -> None:
     assert len(server.requests) == 3
 
 
+def test_request_that_the_server_gave_up_on_is_not_resent() -> None:
+    """A close without a byte, long after the request came, is a failure of that request."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 1:
+            await asyncio.sleep(0.4)
+            peer.close()
+        else:
+            await peer.send(response("200 OK", b"x"))
+
+    with ScriptedServer(script) as server:
+        _, second = ask_times(server.base_url, 2)
+
+    assert (second.failure.kind, second.resent) == ("connection_error", False)
+    assert len(server.requests) == 2
+
+
 def test_connection_header_close_is_obeyed() -> None:
     """After `connection: close` the next request takes a new connection, and none is resent."""
     with ScriptedServer(script_of(response("200 OK", b"x", "Connection: close"))) as server:

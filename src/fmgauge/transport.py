@@ -26,6 +26,7 @@ import httptools
 MAX_RESPONSE_BYTES = 64 * 2**20
 CONNECT_TIMEOUT_S = 10.0
 _LOST_AT_ONCE_S = 1.0
+_CROSSING_S = 0.25  # longest that a request and a close may have been on the wire past each other
 
 FailureKind = Literal["connection_error", "timeout", "truncated", "stream_error", "cancelled"]
 T = TypeVar("T")
@@ -118,7 +119,8 @@ class Client:
     Connections are kept and reused. One that the server closed between two requests is replaced
     without a word: also where its close crossed a request on the wire, which is then sent again,
     once, on a new connection and with a new `sent_at_s`. From then on an origin that closes right
-    after an answer gets a new connection for every request.
+    after an answer gets a new connection for every request. A close that comes later than two
+    messages can cross is the server's answer to the request: that request failed.
     """
 
     def __init__(
@@ -454,10 +456,16 @@ class _Connection(asyncio.Protocol):
             self._client.end(exchange, stamp_s)
         elif self._head_complete:
             self._client.break_off(exchange, Failure("truncated", reason), stamp_s)
-        elif exchange.first_byte_at_s is None and exchange.reused and not exchange.resent:
+        elif self._crossed_a_close(exchange, stamp_s):
             self._client.resend(exchange, closed_after_s=stamp_s - self._free_since_s)
         else:
             self._client.break_off(exchange, Failure("connection_error", reason), stamp_s)
+
+    def _crossed_a_close(self, exchange: Exchange, stamp_s: float) -> bool:
+        """Whether the server may have closed before the request reached it."""
+        assert exchange.sent_at_s is not None
+        unanswered = exchange.first_byte_at_s is None and exchange.reused and not exchange.resent
+        return unanswered and stamp_s - exchange.sent_at_s < _CROSSING_S
 
     def _ends_with_close(self) -> bool:
         headers = self._headers
