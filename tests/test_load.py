@@ -48,6 +48,7 @@ from scripted_server import (
     delta,
     event,
     response,
+    usage,
 )
 
 CONFIG = """
@@ -587,10 +588,11 @@ def test_key_that_is_not_set_is_refused_before_the_first_request(
     assert server.requests == []
 
 
+@pytest.mark.parametrize("counts", [[], [usage(0, 0)]])
 def test_tokens_are_counted_where_the_server_counts_none(
-    new_run: Callable[..., Run], tmp_path: Path
+    new_run: Callable[..., Run], tmp_path: Path, counts: list[bytes]
 ) -> None:
-    """Without usage the workload's tokenizer counts the answer's text, and the record says so."""
+    """Without usage, or with zeros in it, the workload's tokenizer counts, and the record says."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "well": 1}, unk_token="[UNK]"))
@@ -598,7 +600,7 @@ def test_tokens_are_counted_where_the_server_counts_none(
     words.save(str(tmp_path / "tokenizer.json"))
     texts = delta(content="well well we"), delta(content="ll"), delta(finish_reason="stop")
 
-    with ScriptedServer(_stream_of(*texts, DONE)) as server:
+    with ScriptedServer(_stream_of(*texts, *counts, DONE)) as server:
         run = new_run(server.base_url)
         endpoints = {"one": endpoint("one", server.base_url)}
         done = run_stages(run, endpoints, announce=lambda _: None)

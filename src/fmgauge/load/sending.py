@@ -77,7 +77,8 @@ class Sending:
         decoder = self._decoder
         status, error = self._verdict()
         key, payload = self.target.key, self.payload
-        from_server = decoder.output_tokens is not None
+        output_tokens = self._output_tokens_told()
+        from_server = output_tokens is not None
         return RequestRecord(
             request_id=self.request_id,
             experiment=key.experiment,
@@ -90,8 +91,8 @@ class Sending:
             worker=0,
             **self._instants(origin_s),
             chunk_tokens=None,
-            prompt_tokens=decoder.prompt_tokens if from_server else payload.prompt_tokens or None,
-            output_tokens=decoder.output_tokens,
+            prompt_tokens=(decoder if from_server else payload).prompt_tokens or None,
+            output_tokens=output_tokens,
             reasoning_tokens=decoder.reasoning_tokens,
             cached_tokens=decoder.cached_tokens,
             token_source="server" if from_server else "tokenizer",
@@ -103,6 +104,11 @@ class Sending:
             connection_reused=self.exchange.reused,
             response_text=decoder.text if self.target.keep_text or not from_server else None,
         )
+
+    def _output_tokens_told(self) -> int | None:
+        """The server's own count; a 0 beside a text was never counted."""
+        told = self._decoder.output_tokens
+        return None if told == 0 and self._decoder.text else told
 
     def _verdict(self) -> Any:
         """Status and error, the latter without the key, which some servers repeat."""
