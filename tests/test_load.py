@@ -588,6 +588,24 @@ def test_key_that_is_not_set_is_refused_before_the_first_request(
     assert server.requests == []
 
 
+def test_announced_latency_of_one_chunk_ends_with_the_answer(new_run: Callable[..., Run]) -> None:
+    """An answer of one chunk has the latency that the metrics give it, not its TTFT."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD, chunk(delta(content="a")))
+        await asyncio.sleep(0.05)
+        await peer.send(chunk(delta(finish_reason="stop") + usage(5, 1) + DONE), LAST_CHUNK)
+
+    lines: list[str] = []
+    with ScriptedServer(script) as server:
+        run = new_run(server.base_url)
+        run_stages(run, {"one": endpoint("one", server.base_url)}, announce=lines.append)
+
+    announced_s = [float(line.split()[-2]) for line in lines if line.startswith("one/")]
+    assert announced_s
+    assert min(announced_s) >= 0.05
+
+
 @pytest.mark.parametrize("counts", [[], [usage(0, 0)]])
 def test_tokens_are_counted_where_the_server_counts_none(
     new_run: Callable[..., Run], tmp_path: Path, counts: list[bytes]

@@ -160,15 +160,15 @@ def _progress(plan: _Plan, planned: PlannedStage, stage: ClosedLoopStage) -> Pro
 def _summary(info: StageInfo, records: Sequence[RequestRecord]) -> str:
     measured = [record for record in records if record.phase == "measured"]
     answered = [record for record in measured if record.status == "ok"]
-    rate = len(answered) / (info.window_end_s - info.window_start_s)
     line = f"{info.key}: {len(measured)} requests, {len(measured) - len(answered)} failed"
     if not answered:
         return f"{line}, none answered"
     mean_s = sum(map(_latency_s, answered)) / len(answered)
-    return f"{line}, {rate:.2f} answered a second, mean latency {mean_s:.3f} s"
+    return f"{line}, mean latency {mean_s:.3f} s"
 
 
 def _latency_s(record: RequestRecord) -> float:
-    """Last token, or the whole answer where it does not stream, minus sent."""
+    """Last token of two chunks or more, else the whole answer, minus sent."""
     assert record.sent_at_s is not None
-    return (record.token_at_s[-1] if record.token_at_s else record.finished_at_s) - record.sent_at_s
+    streamed = len(record.token_at_s) >= 2
+    return (record.token_at_s[-1] if streamed else record.finished_at_s) - record.sent_at_s
