@@ -354,6 +354,19 @@ def test_a_stage_of_unknown_price_is_not_recommended():
     assert "the price is unknown" in found.reason
 
 
+def test_a_stage_of_unknown_price_is_not_said_to_miss_a_budget():
+    """It meets them all: it is neither beaten by a cheaper one nor among those that missed."""
+    budgets, unpriced = {"latency_s": {"mean": 1}}, stage(1, usd=math.nan)
+
+    without = answer(budgets, unpriced, stage(2, latency_mean=2.0, usd=math.nan))
+    beside = answer(budgets, unpriced, stage(2))
+
+    assert without.reason.startswith("None of 2 stages can be recommended. Closest is e on box")
+    assert beside.reason.endswith(
+        "the only one of 2 stages that meets every budget at a known price."
+    )
+
+
 def test_each_instance_type_has_its_own_answer():
     """In the config's order, beside the answer over all of them."""
     found = decided(

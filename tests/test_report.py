@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import itertools
 import json
+import math
 import re
 import shutil
 import struct
@@ -25,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fmgauge.config import planned_stages
 from fmgauge.decision import decide, write_decision
-from fmgauge.metrics import compute_metrics, write_metrics
+from fmgauge.metrics import compute_metrics, read_metrics, write_metrics
 from fmgauge.records import (
     Endpoint,
     Payload,
@@ -331,6 +332,29 @@ def test_summary_says_whether_the_next_price_is_really_higher(
     )
 
     assert sentence in report_markdown(read_material(run))
+
+
+@pytest.mark.parametrize(
+    ("priced", "sentences"),
+    [
+        ("llamacpp-4-slots", ["No other experiment meets every budget at a known price."]),
+        ("neither", ["no experiment can be recommended for", "No option on a `local-cpu` can be"]),
+    ],
+)
+def test_a_stage_of_unknown_price_is_not_said_to_miss_a_budget(
+    tmp_path: Path, priced: str, sentences: list[str]
+) -> None:
+    """Where budgets are met but tokens were not counted, the sentences say what is lacking."""
+    config = config_of(budgets={"latency_s": {"mean": 9}})
+    run = build_run(tmp_path, config)
+    metrics = read_metrics(run)
+    metrics.loc[metrics["experiment_name"] != priced, "price_per_txn"] = math.nan
+    write_metrics(run, metrics)
+    write_decision(run.decision_path, decide(metrics, run.config))
+
+    markdown = report_markdown(read_material(run))
+
+    assert all(sentence in markdown for sentence in sentences)
 
 
 def test_information_table_holds_the_winner_s_metrics(usual: Report) -> None:

@@ -260,7 +260,8 @@ def _recommendation(workload: str, kind: str | None, pool: Sequence[_Candidate])
     """The cheapest of `pool` that meets every budget, or else what came closest."""
     within = sorted((c for c in pool if c.is_eligible), key=lambda c: c.rank)
     if within:
-        reason = _why_chosen(within, len(pool))
+        unpriced = sum(c.verdict.meets_budgets for c in pool) - len(within)
+        reason = _why_chosen(within, len(pool), " at a known price" if unpriced else "")
         return Recommendation(workload, kind, within[0].verdict, None, reason)
     measured = [candidate for candidate in pool if candidate.row["n_requests"] > 0]
     if not measured:
@@ -272,24 +273,23 @@ def _recommendation(workload: str, kind: str | None, pool: Sequence[_Candidate])
     return Recommendation(workload, kind, None, closest.verdict, reason)
 
 
-def _why_chosen(within: Sequence[_Candidate], n_stages: int) -> str:
-    """The winner's figures, and what it won against."""
+def _why_chosen(within: Sequence[_Candidate], n_stages: int, known: str) -> str:
+    """The winner's figures, and what it won against; `known` tells that others have no price."""
     (price, latency_s), best = within[0].rank, within[0]
     cost = _amount(price * 1e4, "usd", 4)
     figures = f"{cost} per 10k transactions at a mean latency of {_amount(latency_s, 's', 3)}"
     if n_stages == 1:
         place = "it meets every budget and is the only stage"
     elif len(within) == 1:
-        place = f"it is the only one of {n_stages} stages that meets every budget"
+        place = f"it is the only one of {n_stages} stages that meets every budget{known}"
     elif within[1].rank[0] == price:
         place = (
             f"it has the lowest price of the {len(within)} of {n_stages} stages that meet every "
         )
-        place += "budget, and the lowest latency at that price"
+        place += f"budget{known}, and the lowest latency at that price"
     else:
-        place = (
-            f"it is the cheapest of the {len(within)} of {n_stages} stages that meet every budget"
-        )
+        place = f"it is the cheapest of the {len(within)} of {n_stages} stages that meet every "
+        place += f"budget{known}"
     return f"{best.name} costs {figures}; {place}."
 
 
@@ -299,7 +299,8 @@ def _why_none(closest: _Candidate, n_stages: int) -> str:
     reasons = "; ".join(dict.fromkeys(missed)) or "the price is unknown: tokens were not counted"
     if n_stages == 1:
         return f"The only stage, {closest.name}, does not qualify: {reasons}."
-    return f"None of {n_stages} stages meets every budget. Closest is {closest.name}: {reasons}."
+    none = "can be recommended" if closest.verdict.meets_budgets else "meets every budget"
+    return f"None of {n_stages} stages {none}. Closest is {closest.name}: {reasons}."
 
 
 # --- figures in words ----------------------------------------------------------------------------

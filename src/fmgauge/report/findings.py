@@ -159,12 +159,19 @@ def summary(material: Material) -> Markdown:
     opening = opening.fill(_models(material), _instances(material), _datasets(material))
     workload = code(material.workload)
     if recommendation.chosen is None:
-        none = Markdown("{}results no experiment meets every budget for dataset {}. {}")
-        return none.fill(opening, workload, recommendation.reason)
+        none = Markdown("{}results no experiment {} for dataset {}. {}")
+        lacks = _lacks(recommendation, "meets every budget")
+        return none.fill(opening, lacks, workload, recommendation.reason)
     provided = Markdown(
         "{}results the best price performance for dataset {} is provided by the {}."
     )
     return provided.fill(opening, workload, _provider(material, recommendation.chosen))
+
+
+def _lacks(recommendation: Recommendation, words: str) -> str:
+    """`words`, or what is lacking where budgets are met and no price is known."""
+    closest = recommendation.closest
+    return "can be recommended" if closest and closest.meets_budgets else words
 
 
 def _models(material: Material) -> Markdown:
@@ -244,6 +251,8 @@ def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
     if not others:
         return Markdown("No other experiment meets every budget.")
     second = min(others, key=_price_of)
+    if second.price_per_txn is None:
+        return Markdown("No other experiment meets every budget at a known price.")
     return Markdown("Next is {} at a concurrency of {}: {} per 10,000, {}. {}").fill(
         code(second.experiment),
         second.concurrency,
@@ -330,8 +339,9 @@ def recommendation_sentence(material: Material, recommendation: Recommendation) 
     payload = code(f"payload_{recommendation.workload}.jsonl")
     place = _place(recommendation.instance_type or "")
     if recommendation.chosen is None:
-        none = "No option {} stays within every budget for the {} dataset. {}"
-        return Markdown(none).fill(place, payload, recommendation.reason)
+        none = "No option {} {} for the {} dataset. {}"
+        lacks = _lacks(recommendation, "stays within every budget")
+        return Markdown(none).fill(place, lacks, payload, recommendation.reason)
     return Markdown("{} {}").fill(
         _best_option(material, recommendation.chosen, place, payload),
         _achieved(material.row(recommendation.chosen)),
