@@ -192,6 +192,24 @@ def test_an_undefined_latency_is_undecided():
     assert check.reason == "TPOT is not defined for enough of the 40 requests"
 
 
+def test_a_percentile_of_an_undefined_latency_does_not_ask_for_more_requests():
+    """Where nothing streams there is no TTFT, and 72 requests would have none either."""
+    one = stage(ttft_s_mean=math.nan, ttft_s_p95=math.nan)
+
+    check = decided({"ttft_s": {"p95": 1}}, one).stages[0].checks[0]
+
+    assert check.reason == "TTFT p95 is not defined for enough of the 40 requests"
+
+
+def test_a_window_in_which_no_request_was_sent_decides_nothing():
+    """Where one request outlasts the window, no budget was shown to be missed."""
+    asked = {"latency_s": {"mean": 9}, "error_rate": 1}
+    one = {**not_run(), "status": "ok"}
+
+    assert {verdict for _, verdict in verdicts(asked, one)} == {"UNDECIDED"}
+    assert decided(asked, one).stages[0].checks[0].reason == "no request was measured"
+
+
 def test_a_percentile_on_a_failed_request_fails():
     """It is infinite in the metrics and has no value in the decision."""
     one = stage(latency_p95=math.inf, n_requests=80, n_ok=75, n_failed=5, error_rate=0.0625)

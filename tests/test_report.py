@@ -503,6 +503,32 @@ def test_missing_figures_are_worded(troubled: Report) -> None:
     assert stages["shaky", "en_1-500", "4"]["latency p95, s"].startswith("∞ (")
 
 
+def test_a_latency_that_nothing_defines_is_not_a_matter_of_more_requests(tmp_path: Path) -> None:
+    """Without streaming there is no TTFT: the tables ask for no more requests, nor the summary."""
+    run = build_run(tmp_path, config_of(budgets={"ttft_s": {"p95": 1.0}}))
+    metrics = read_metrics(run)
+    metrics.loc[:, metrics.columns.str.startswith("ttft_s_")] = math.nan
+    write_metrics(run, metrics)
+    write_decision(run.decision_path, decide(metrics, run.config))
+
+    report = built(run)
+
+    assert {row["TTFT p95, ms"] for row in report.table("experiment", "All stages")} == {"n/a"}
+    assert "For 12 more, what was measured does not decide a criterion." in report.markdown
+
+
+def test_a_picture_calls_a_stage_failed_only_where_it_failed(tmp_path: Path) -> None:
+    """A price that is not known, beside requests that succeeded, is called just that."""
+    run = build_run(tmp_path)
+    metrics = read_metrics(run)
+    metrics["usd_per_10k_txn"] = math.nan
+    write_metrics(run, metrics)
+
+    panel = business_summary(read_material(run)).axes[0]
+
+    assert {text.get_text() for text in panel.texts} == {"not known"}
+
+
 def test_failures_are_counted_by_kind(troubled: Report) -> None:
     """Each kind of failure has its count from the records and its first error, also in warm-up."""
     rows = troubled.table("experiment", "Failures by kind")

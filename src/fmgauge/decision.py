@@ -208,9 +208,10 @@ def _check(budget: Budget, row: Row) -> BudgetCheck:
 
 
 def _judged(budget: Budget, value: float, row: Row) -> tuple[Verdict, str]:
-    """The verdict on one budget, and why. A stage without a success meets no budget at all."""
+    """The verdict on one budget, and why. A stage whose every request failed meets none at all."""
     if row["n_ok"] == 0:
-        return "FAIL", _without_success(row)
+        unmeasured = row["status"] == "ok" and row["n_requests"] == 0
+        return "UNDECIDED" if unmeasured else "FAIL", _without_success(row)
     if math.isinf(value):
         failed = f"{row['n_failed']} of {row['n_requests']} requests failed"
         return "FAIL", f"{budget.label} falls on a failed request: {failed}"
@@ -232,9 +233,10 @@ def _without_success(row: Row) -> str:
 
 def _unmeasured(budget: Budget, row: Row) -> str:
     """Why a stage with successes has no figure: too few requests, or none that defines it."""
-    p = PERCENTILES.get(budget.metric.rpartition("_")[2])
+    family, _, statistic = budget.metric.rpartition("_")
+    p = PERCENTILES.get(statistic)
     needed = samples_needed(p) if p else 1
-    if row["n_requests"] < needed:
+    if row["n_requests"] < needed and not math.isnan(row[f"{family}_mean"]):
         return f"{budget.label} needs ≥ {needed} requests, has {row['n_requests']}"
     return f"{budget.label} is not defined for enough of the {row['n_requests']} requests"
 

@@ -115,7 +115,11 @@ def say(axes: Axes, words: str) -> None:
 
 def missing(row: Row) -> str:
     """Why a stage has no figure, in two words."""
-    return NOT_RUN if row["status"] != "ok" else "all failed" if row["n_requests"] else "no request"
+    if row["status"] != "ok":
+        return NOT_RUN
+    if row["n_ok"]:
+        return "not known"
+    return "all failed" if row["n_requests"] else "no request"
 
 
 def interval(row: Row, name: str) -> tuple[float, float]:

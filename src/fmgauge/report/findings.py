@@ -302,7 +302,7 @@ def _notes_on_failed(
     if n_not_run:
         yield f" {n_not_run} of them could not be run."
     if n_undecided:
-        yield f" For {n_undecided} more, too few requests were measured to decide."
+        yield f" For {n_undecided} more, what was measured does not decide a criterion."
 
 
 def _criterion(budget: Budget) -> Markdown:

@@ -58,11 +58,12 @@ def figure(row: Row, column: str, words: Any = wording.fixed) -> str:
 
 
 def _why_missing(row: Row, column: str, value: float) -> str:
-    statistic = column.rpartition("_")[2]
+    family, _, statistic = column.rpartition("_")
     p = PERCENTILES.get(statistic)
     if p is not None and math.isinf(value):
         return f"∞ ({wording.percent(row['error_rate'])} failed)"
-    if p is not None and row["n_requests"] < samples_needed(p):
+    is_defined = p is not None and math.isfinite(row[f"{family}_mean"])
+    if p is not None and is_defined and row["n_requests"] < samples_needed(p):
         return f"n/a (needs ≥ {samples_needed(p)})"
     return "n/a (all failed)" if row["n_requests"] and not row["n_ok"] else "n/a"
 
