@@ -695,6 +695,20 @@ def test_experiments_cost_their_time_under_load_or_their_tokens(run):
     ]
 
 
+def test_a_refused_request_cost_no_tokens(run):
+    """A thousand requests that were throttled, failed at once or never arrived are not billed."""
+    refused = [
+        failed(status, prompt_tokens=1000, token_source="tokenizer")
+        for status in ("throttled", "http_error", "connection_error")
+    ]
+    records = [record(), failed("stream_error", prompt_tokens=100), *refused]
+    add_stage(run, "metered", 1, records)
+
+    cost = experiment_costs(run)["cost"].iloc[1]
+
+    assert cost == close((200 * 2 + 4 * 10) / 1e6)
+
+
 def test_every_column_is_documented():
     """docs/metrics.md names each column; intervals it explains once for all."""
     named = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "metrics.md").read_text()))

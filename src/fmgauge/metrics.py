@@ -40,6 +40,7 @@ PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 STATISTICS = ("mean", *PERCENTILES)
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_latency_s")
 FAILURES = tuple(status for status in get_args(Status) if status != "ok")
+UNSERVED = ("throttled", "http_error", "connection_error")  # these used no token
 PER_TOKEN = "per-token"  # stands for the instance type where tokens are priced
 
 SEED_COLUMNS = (
@@ -135,7 +136,8 @@ def experiment_costs(run: Run) -> pd.DataFrame:
 
     Columns: experiment_name, instance_type, duration_in_seconds, cost (USD).
     Time is time under load: warm-up, window and drain. Hourly instances cost that time; tokens
-    cost what every request of every phase used, failed ones too as far as they were counted.
+    cost what every request of every phase used, failed ones too as far as they were counted, but
+    not those that the server refused or that never reached it.
     """
     import pandas as pd
 
@@ -161,7 +163,8 @@ def experiment_costs(run: Run) -> pd.DataFrame:
 def _stage_use(folder: Path) -> tuple[str, Floats]:
     """A stage's experiment; its seconds under load, its counted prompt and output tokens."""
     info, records = read_stage(folder)
-    tokens = records.select(["prompt_tokens", "output_tokens"]).to_pandas().sum()
+    requests = records.select(["status", "prompt_tokens", "output_tokens"]).to_pandas()
+    tokens = requests[~requests["status"].isin(UNSERVED)].sum(numeric_only=True)
     used = np.array([info.finished_at_s, tokens["prompt_tokens"], tokens["output_tokens"]])
     return info.experiment, used
 
