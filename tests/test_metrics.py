@@ -472,6 +472,15 @@ def test_an_hourly_price_is_as_uncertain_as_the_mean_latency():
         assert found[f"usd_per_10k_txn_ci_{end}"] == close(found["usd_per_10k_txn"] * factor)
 
 
+def test_an_hourly_price_beside_failures_has_no_interval():
+    """The rate hangs on how long failures held their places, which no mean of successes tells."""
+    found = summary(failed(), *(whole(1.0, 1.2 + 0.01 * (n * 7 % 11)) for n in range(40)))
+
+    assert found["price_per_txn"] > 0
+    assert math.isnan(found["price_per_txn_ci_low"])
+    assert math.isnan(found["price_per_txn_ci_high"])
+
+
 def test_a_token_price_s_interval_is_that_of_the_requests_prices():
     """The mean of 40 requests' prices, of which each is 100 in at $2 and n out at $10 a million."""
     counts = [4 + n * 7 % 11 for n in range(40)]

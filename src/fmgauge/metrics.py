@@ -290,7 +290,7 @@ def stage_summary(
         **_outcomes(measured),
         **_token_counts(measured),
         **latencies,
-        **_prices(price, rates, measured[measured["ok"]], latencies),
+        **_prices(price, rates, measured, latencies),
     }
 
 
@@ -455,8 +455,9 @@ def _defined(requests: pd.DataFrame, name: str) -> Floats:
 
 
 def _prices(
-    price: Price, rates: dict[str, Value], ok: pd.DataFrame, latencies: dict[str, Value]
+    price: Price, rates: dict[str, Value], measured: pd.DataFrame, latencies: dict[str, Value]
 ) -> dict[str, Value]:
+    ok = measured[measured["ok"]]
     per_txn, per_output, per_total = (
         _token_prices(price, ok)
         if price.usd_per_hour is None
@@ -464,8 +465,10 @@ def _prices(
     )
     if price.usd_per_hour is None:
         low, high = mean_interval(_request_prices(price, ok))
-    else:
+    elif len(ok) == len(measured):
         low, high = _hourly_interval(per_txn, latencies)
+    else:  # then the rate goes with the time that failures took, too
+        low, high = math.nan, math.nan
     return {
         "price_per_txn": per_txn,
         "price_per_txn_ci_low": low,

@@ -267,7 +267,7 @@ def _told_apart(cheapest: Row, second: Row) -> str:
     high = float(cheapest.get("price_per_txn_ci_high", math.nan))
     low = float(second.get("price_per_txn_ci_low", math.nan))
     if not (math.isfinite(high) and math.isfinite(low)):
-        return "The samples are too small to say whether the difference is real."
+        return "One of the two prices has no interval, so whether they differ cannot be said."
     if high < low:
         return "Their within-run intervals lie apart."
     return "Their within-run intervals overlap: this run does not tell the two apart."
