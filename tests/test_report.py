@@ -817,6 +817,10 @@ def test_drawing_leaves_no_figure_behind(usual: Report) -> None:
 @pytest.mark.parametrize(
     ("words", "value", "text"),
     [
+        (wording.percent, 0.0312, "3.12 %"),
+        (wording.percent, 1.0, "100 %"),
+        (wording.percent, 0.99987, "99.98 %"),  # a success among failures stays visible
+        (wording.percent, 12.34, "1230 %"),
         (wording.fixed, 89.5432, "89.54"),
         (wording.fixed, 2.8, "2.80"),
         (wording.fixed, 0.0, "0.00"),

@@ -6,6 +6,7 @@ Knows how many digits tell something; not where a number comes from.
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 
 def decimals(value: float) -> int:
@@ -72,8 +73,11 @@ def usd_total(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage: 0 %, 3.1 %, 100 %."""
-    return f"{share * 100:.3g} %"
+    """A share as a percentage: 0 %, 3.1 %, 1230 %; 100 % only where nothing lacks."""
+    number = f"{share * 100:.3g}"
+    if number == "100" and share < 1 and not math.isclose(share, 1):
+        number = f"{math.floor(share * 1e4) / 100:.2f}"
+    return f"{Decimal(number):f} %"
 
 
 def plural(count: int, noun: str) -> str:
