@@ -28,6 +28,20 @@ from fmgauge.emulator import llamacpp_server
 from fmgauge.emulator.lease import expired, read_lease, renew
 from fmgauge.records import Endpoint, read_endpoints
 from fmgauge.runs import Run, now_utc, open_run
+from scripted_server import (
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    Peer,
+    Request,
+    Script,
+    ScriptedServer,
+    answer,
+    chunk,
+    delta,
+    response,
+    usage,
+)
 
 SMALL = {"kind": "llamacpp", "layers": 2, "width": 128, "context_tokens": 512}
 
@@ -262,6 +276,42 @@ def test_endpoint_that_does_not_answer_has_failed(opened: Callable[..., Run]) ->
     (remote,) = bring_up(opened("ours", remote={"kind": "openai", "base_url": gone.base_url}))
     assert remote.state == "failed"
     assert "connection_error" in (remote.error or "")
+
+
+async def _refuses_twice(request: Request, peer: Peer) -> None:
+    if request.number < 2:
+        await peer.send(response("500 Error", b"oops"))
+    else:
+        await answer(request, peer)
+
+
+async def _says_nothing(request: Request, peer: Peer) -> None:
+    events = delta(role="assistant", content=""), delta(finish_reason="length"), usage(5, 1), DONE
+    await peer.send(STREAM_HEAD, *map(chunk, events), LAST_CHUNK)
+
+
+@pytest.mark.parametrize("script", [_refuses_twice, _says_nothing])
+def test_endpoint_that_answers_in_its_own_way_is_measured(
+    opened: Callable[..., Run], script: Script
+) -> None:
+    """One that fails now and then, or whose first token bears no text, is not left out."""
+    with ScriptedServer(script) as server:
+        (remote,) = bring_up(opened(remote={"kind": "openai", "base_url": server.base_url}))
+
+    assert (remote.state, remote.error) == ("ready", None)
+
+
+def test_endpoint_that_only_refuses_has_failed(opened: Callable[..., Run]) -> None:
+    """The last refusal is the reason, and it is not asked for ever."""
+
+    async def refuse(_: Request, peer: Peer) -> None:
+        await peer.send(response("500 Error", b"oops"))
+
+    with ScriptedServer(refuse) as server:
+        (remote,) = bring_up(opened(remote={"kind": "openai", "base_url": server.base_url}))
+
+    assert (remote.state, len(server.requests)) == ("failed", 3)
+    assert "HTTP 500: oops" in (remote.error or "")
 
 
 # --- what a killed run leaves --------------------------------------------------------------------

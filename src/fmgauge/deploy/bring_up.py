@@ -23,6 +23,7 @@ from fmgauge.transport import Clock, RealClock
 BY_HAND_TTL_S = 1800.0
 _FIRST_ANSWER_WITHIN_S = 60.0
 _STILL_ANSWERS_WITHIN_S = 10.0
+_QUESTIONS = 3
 # Every prompt is computed in full, and every answer has the length that was asked for.
 _LLAMACPP_BODY = {"cache_prompt": False, "ignore_eos": True, "temperature": 0.0}
 
@@ -83,13 +84,20 @@ def _still_answers(run: Run, known: Endpoint) -> bool:
 
 
 def _asked(endpoint: Endpoint, timeout_s: float) -> Endpoint:
-    """`endpoint` as it is after one question: ready, or failed with the reason."""
-    try:
-        answer = ask_once(endpoint, timeout_s=timeout_s)
-    except FmgaugeError as error:  # its key is not set, for one
-        return replace(endpoint, state="failed", error=str(error))
-    if answer.status == "ok":
-        return endpoint
+    """`endpoint` as it is after a few questions: ready, or failed with the reason.
+
+    One answer is enough, also one whose only token bears no text (the first of a reasoning model,
+    or half a character): how often it fails is for the load to find out.
+    """
+    for _ in range(_QUESTIONS):
+        try:
+            answer = ask_once(endpoint, timeout_s=timeout_s)
+        except FmgaugeError as error:  # its key is not set, for one
+            return replace(endpoint, state="failed", error=str(error))
+        if answer.status in ("ok", "empty"):
+            return endpoint
+        if answer.http_status is None:
+            break  # nobody said anything: to wait as long again would not help
     reason = f"the first answer was no answer: {answer.status}: {answer.error}"
     return replace(endpoint, state="failed", error=reason)
 
