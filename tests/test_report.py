@@ -557,6 +557,20 @@ def test_a_request_cut_off_at_the_end_is_no_failure(tmp_path: Path) -> None:
     assert "; 12 of these were cut off when their stage ended." in report.markdown
 
 
+def test_a_cache_that_answered_is_not_denied(tmp_path: Path) -> None:
+    """Where a server says that it took tokens from its cache, the report says so, salt or not."""
+    run = build_run(tmp_path)
+    for folder in stage_folders(run.requests_folder):
+        info, records = read_stage(folder)
+        rows = [{**r, "cached_tokens": r["prompt_tokens"] // 2} for r in records.to_pylist()]
+        write_stage(folder, info, [RequestRecord(**row) for row in rows])
+
+    markdown = report_markdown(read_material(run))
+
+    assert re.search(r"yet (49\.\d|50) % of the prompt tokens came from a server's cache", markdown)
+    assert "no prompt cache could answer" not in markdown
+
+
 def test_stages_not_run_give_their_reason(troubled: Report) -> None:
     """The endpoint's error stands beside the stages that it kept from running."""
     section = troubled.section("Failures by kind").split("These stages were not run:")[1]

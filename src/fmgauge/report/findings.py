@@ -526,14 +526,26 @@ def _prompts(material: Material) -> Iterator[Markdown]:
             joined(map(code, facts["datasets"])),
             f", dropped: {', '.join(dropped)}" if dropped else "",
             facts["prompts_reserved"],
-            _salt(workload.salt),
+            _salt(workload.salt, _cached_share(material.requests, workload.name)),
             notes,
         )
 
 
-def _salt(salted: bool) -> str:
+def _cached_share(requests: pd.DataFrame, workload: str) -> float:
+    """The share of a workload's prompt tokens that servers say they took from a cache."""
+    told = requests[(requests["workload"] == workload) & (requests["cached_tokens"] > 0)]
+    everything = requests.loc[requests["workload"] == workload, "prompt_tokens"].sum()
+    return float(told["cached_tokens"].sum() / everything) if len(told) else 0.0
+
+
+def _salt(salted: bool, cached: float) -> str:
+    """Whether a prompt cache could answer, and whether one did by the server's own account."""
+    own = "Every sending began with digits of its own"
+    if cached > 0:
+        sent = f"{own}, yet" if salted else "Prompts are sent as they are, and"
+        return f"{sent} {wording.percent(cached)} of the prompt tokens came from a server's cache."
     if salted:
-        return "Every sending began with digits of its own, so that no prompt cache could answer."
+        return f"{own}, so that no prompt cache could answer."
     return "Prompts are sent as they are: a prompt cache may have answered."
 
 

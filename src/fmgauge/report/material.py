@@ -41,7 +41,7 @@ class Material:
 
     `metrics` has one row a planned stage, `costs` one an experiment, `requests` one a request:
     experiment, workload, stage, concurrency, phase, status, http_status, error, prompt_tokens,
-    e2e_latency_s (NaN where the request failed).
+    cached_tokens (NaN where the server told none), e2e_latency_s (NaN where the request failed).
     """
 
     run_id: str
@@ -131,7 +131,7 @@ def read_material(run: Run) -> Material:
 
 _REQUEST_COLUMNS = (
     *("experiment", "workload", "stage", "concurrency", "phase", "status"),
-    *("http_status", "error", "prompt_tokens", "e2e_latency_s"),
+    *("http_status", "error", "prompt_tokens", "cached_tokens", "e2e_latency_s"),
 )
 
 
@@ -154,6 +154,7 @@ def _request_frame(info: StageInfo, records: pa.Table) -> pd.DataFrame:
         stage=info.stage,
         concurrency=info.concurrency,
         http_status=records["http_status"].to_pandas().astype("float64"),
+        cached_tokens=records["cached_tokens"].to_pandas().astype("float64"),
         error=records["error"].to_pandas().astype("object"),
     )
     frame["e2e_latency_s"] = frame["e2e_latency_s"].where(frame["status"] == "ok")
