@@ -210,6 +210,16 @@ def test_a_window_in_which_no_request_was_sent_decides_nothing():
     assert decided(asked, one).stages[0].checks[0].reason == "no request was measured"
 
 
+def test_a_stage_whose_turn_has_not_come_failed_nothing():
+    """An interrupted run says that it is not finished, and what it lacks is undecided."""
+    found = decided({"latency_s": {"mean": 9}}, stage(1), not_run("no records", concurrency=2))
+
+    assert {check.verdict for check in found.stages[1].checks} == {"UNDECIDED"}
+    assert found.recommendations[0].reason.endswith(
+        "The run is not finished: 1 of 2 stages have no records."
+    )
+
+
 def test_a_percentile_on_a_failed_request_fails():
     """It is infinite in the metrics and has no value in the decision."""
     one = stage(latency_p95=math.inf, n_requests=80, n_ok=75, n_failed=5, error_rate=0.0625)

@@ -571,6 +571,20 @@ def test_a_cache_that_answered_is_not_denied(tmp_path: Path) -> None:
     assert "no prompt cache could answer" not in markdown
 
 
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    """Stages that a kill kept from their turn neither failed a criterion nor could not be run."""
+    run = build_run(
+        tmp_path, latency=lambda experiment, workload, level: None if experiment else 0.1
+    )
+
+    summary = built(run).section("Summary")
+
+    assert "The run is not finished: 6 of 12 planned stages have no records." in summary
+    assert "a total of 0 experiment run(s) that failed" in summary
+    assert "could not be run" not in summary
+    assert "No other experiment was found to meet every budget." in summary
+
+
 def test_stages_not_run_give_their_reason(troubled: Report) -> None:
     """The endpoint's error stands beside the stages that it kept from running."""
     section = troubled.section("Failures by kind").split("These stages were not run:")[1]

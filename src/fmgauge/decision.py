@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from fmgauge.config import Config
 from fmgauge.config.model import Limits
-from fmgauge.metrics import PERCENTILES
+from fmgauge.metrics import NO_RECORDS, PERCENTILES
 from fmgauge.records import write_atomically
 from fmgauge.statistics import samples_needed
 
@@ -210,7 +210,7 @@ def _check(budget: Budget, row: Row) -> BudgetCheck:
 def _judged(budget: Budget, value: float, row: Row) -> tuple[Verdict, str]:
     """The verdict on one budget, and why. A stage whose every request failed meets none at all."""
     if row["n_ok"] == 0:
-        unmeasured = row["status"] == "ok" and row["n_requests"] == 0
+        unmeasured = row["status"] in ("ok", NO_RECORDS) and row["n_requests"] == 0
         return "UNDECIDED" if unmeasured else "FAIL", _without_success(row)
     if math.isinf(value):
         failed = f"{row['n_failed']} of {row['n_requests']} requests failed"
@@ -260,6 +260,15 @@ def _overshoot(check: BudgetCheck) -> float:
 
 def _recommendation(workload: str, kind: str | None, pool: Sequence[_Candidate]) -> Recommendation:
     """The cheapest of `pool` that meets every budget, or else what came closest."""
+    answer = _answer(workload, kind, pool)
+    missing = sum(candidate.row["status"] == NO_RECORDS for candidate in pool)
+    if not missing:
+        return answer
+    unfinished = f"The run is not finished: {missing} of {len(pool)} stages have no records."
+    return replace(answer, reason=f"{answer.reason} {unfinished}")
+
+
+def _answer(workload: str, kind: str | None, pool: Sequence[_Candidate]) -> Recommendation:
     within = sorted((c for c in pool if c.is_eligible), key=lambda c: c.rank)
     if within:
         unpriced = sum(c.verdict.meets_budgets for c in pool) - len(within)

@@ -41,6 +41,7 @@ STATISTICS = ("mean", *PERCENTILES)
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_latency_s")
 FAILURES = tuple(status for status in get_args(Status) if status != "ok")
 UNSERVED = ("throttled", "http_error", "connection_error")  # these used no token
+NO_RECORDS = "not run: no records"  # of a stage that nothing kept from being run: its turn to come
 PER_TOKEN = "per-token"  # stands for the instance type where tokens are priced
 
 SEED_COLUMNS = (
@@ -194,9 +195,9 @@ def _identity(planned: PlannedStage) -> dict[str, Value]:
 
 def _not_run(run: Run, planned: PlannedStage) -> dict[str, Value]:
     endpoint = read_endpoints(run.endpoints_path).get(planned.experiment.name)
-    reason = (endpoint.error if endpoint else None) or "no records"
+    status = f"not run: {endpoint.error}" if endpoint and endpoint.error else NO_RECORDS
     counts = dict.fromkeys(("n_requests", "n_ok", "n_failed", *(f"n_{s}" for s in FAILURES)), 0)
-    return {"status": f"not run: {reason}", "token_source": "none", **counts}
+    return {"status": status, "token_source": "none", **counts}
 
 
 # --- one request ---------------------------------------------------------------------------------

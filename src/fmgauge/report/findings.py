@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fmgauge.config.model import Experiment
 from fmgauge.decision import Budget, Recommendation, StageVerdict
-from fmgauge.metrics import PER_TOKEN, PERCENTILES
+from fmgauge.metrics import NO_RECORDS, PER_TOKEN, PERCENTILES
 from fmgauge.pricing import Price
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, joined
@@ -212,14 +212,24 @@ def details(material: Material) -> Markdown:
     row = material.row(chosen)
     return Markdown(
         "At a concurrency of {} it costs {} per 10,000 transactions, with {} and {} "
-        "transactions/minute. {} This is one run: how much another would differ, it cannot tell."
+        "transactions/minute. {} This is one run: how much another would differ, it cannot tell.{}"
     ).fill(
         chosen.concurrency,
         _usd(row["usd_per_10k_txn"]),
         _mean_latency(row),
         wording.whole(row["transactions_per_minute"]),
         _runner_up(material, chosen),
+        _unfinished(material),
     )
+
+
+def _unfinished(material: Material) -> str:
+    """How many stages an interrupted run still lacks; nothing where all had their turn."""
+    metrics = material.metrics
+    missing = int((metrics["status"] == NO_RECORDS).sum())
+    if not missing:
+        return ""
+    return f" The run is not finished: {missing} of {len(metrics)} planned stages have no records."
 
 
 def closest_sentence(material: Material) -> Markdown:
@@ -249,7 +259,7 @@ def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
     if len(material.experiments) == 1:
         return Markdown("It is the only experiment of this run.")
     if not others:
-        return Markdown("No other experiment meets every budget.")
+        return Markdown("No other experiment was found to meet every budget.")
     second = min(others, key=_price_of)
     if second.price_per_txn is None:
         return Markdown("No other experiment meets every budget at a known price.")
