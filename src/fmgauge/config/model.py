@@ -268,7 +268,9 @@ class Budgets(Strict):
         description="Failed share of the requests; without it, none may fail.",
     )
     spend_usd: PositiveFloat | None = Field(
-        default=None, description="Most that the whole run may cost; a dearer one is refused."
+        default=None,
+        description="Most that hourly instances may cost under the planned load; a dearer plan is "
+        "refused. What is priced per token is not in it: nobody knows the tokens beforehand.",
     )
 
 
