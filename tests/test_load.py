@@ -570,6 +570,22 @@ def test_key_is_sent_but_never_recorded(new_run: Callable[..., Run], key: str) -
     assert not any(error and key in error for error in errors)
 
 
+def test_key_cut_short_by_the_longest_error_is_in_no_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where an error text ends within the key, its first characters are not left standing."""
+    key = "sk-test-0123456789abcdef"
+    monkeypatch.setenv("TEST_LOAD_KEY", key)
+    page = b"x" * 480 + key.encode()
+
+    with ScriptedServer(_reply_of(response("401 Unauthorized", page))) as server:
+        remote = endpoint("x", server.base_url, api_key_env="TEST_LOAD_KEY")
+        error = ask_once(remote).error or ""
+
+    assert "HTTP 401: xxx" in error
+    assert key[:4] not in error
+
+
 @pytest.mark.parametrize("value", ["", "two words", "caf\u00e9"])
 def test_key_that_is_not_set_is_refused_before_the_first_request(
     new_run: Callable[..., Run],

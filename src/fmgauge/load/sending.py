@@ -119,7 +119,7 @@ class Sending:
             cut=Cut(*exchange.failure) if exchange.failure else None,
         )
         key = self.target.api_key
-        return status, error.replace(key, "***") if error and key else error
+        return status, _without(key, error) if error and key else error
 
     def _instants(self, origin_s: float) -> dict[str, Any]:
         exchange, decoder = self.exchange, self._decoder
@@ -132,6 +132,13 @@ class Sending:
             "first_content_at_s": _since(origin_s, decoder.first_content_at_s),
             "finished_at_s": exchange.finished_at_s - origin_s,
         }
+
+
+def _without(key: str, error: str) -> str:
+    """`error` without the key, nor the start of it where the error was cut short within it."""
+    shown = error.replace(key, "***")
+    cut = next((n for n in range(len(key) - 1, 3, -1) if shown.endswith(key[:n])), 0)
+    return f"{shown[:-cut]}***" if cut else shown
 
 
 def _since(origin_s: float, stamp_s: float | None) -> float | None:
