@@ -465,7 +465,15 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def new_run(config_path: Callable[..., Path], tmp_path: Path) -> Callable[..., Run]:
-    """Opens a run, with payloads prepared, whose endpoints answer at `base_url`."""
+    """Opens a run, with payloads prepared, whose endpoints answer at `base_url`.
+
+    Its tokenizer counts words; what is cut off within an answer at a stage's end needs it, too.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "well": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
 
     def open_(base_url: str, **changes: Any) -> Run:
         run = open_run(config_path(base_url, **changes), "test-run")
@@ -624,14 +632,9 @@ def test_announced_latency_of_one_chunk_ends_with_the_answer(new_run: Callable[.
 
 @pytest.mark.parametrize("counts", [[], [usage(0, 0)]])
 def test_tokens_are_counted_where_the_server_counts_none(
-    new_run: Callable[..., Run], tmp_path: Path, counts: list[bytes]
+    new_run: Callable[..., Run], counts: list[bytes]
 ) -> None:
     """Without usage, or with zeros in it, the workload's tokenizer counts, and the record says."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "well": 1}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.save(str(tmp_path / "tokenizer.json"))
     texts = delta(content="well well we"), delta(content="ll"), delta(finish_reason="stop")
 
     with ScriptedServer(_stream_of(*texts, *counts, DONE)) as server:

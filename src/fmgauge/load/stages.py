@@ -164,7 +164,7 @@ def _summary(info: StageInfo, records: Sequence[RequestRecord]) -> str:
     if not answered:
         return f"{line}, none answered"
     mean_s = sum(map(_latency_s, answered)) / len(answered)
-    return f"{line}, mean latency {mean_s:.3f} s"
+    return f"{line}, mean latency {mean_s:.3g} s"
 
 
 def _latency_s(record: RequestRecord) -> float:
