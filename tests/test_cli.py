@@ -114,6 +114,38 @@ def test_bad_input_is_told_and_nothing_starts(project, fmgauge, name):
     assert not (project / "results").exists()
 
 
+SERVER = """\
+    endpoint: {kind: openai, base_url: "http://127.0.0.1:9/v1", api_key_env: FMGAUGE_TEST_UNSET}
+"""
+
+
+def test_a_key_that_is_not_set_is_told_before_the_run(project, fmgauge):
+    """The variable is named, with the line that names it."""
+    (project / "bad.yml").write_text(GOOD.replace("    endpoint: {kind: llamacpp}\n", SERVER))
+
+    done = fmgauge("run", "bad.yml")
+
+    assert done.returncode == 2
+    assert "bad.yml:10: experiments.0.endpoint.api_key_env" in done.stderr
+    assert "export FMGAUGE_TEST_UNSET=" in done.stderr
+    assert not (project / "results").exists()
+
+
+def test_check_does_not_guess_what_tokens_will_cost(project, fmgauge):
+    """A plan priced per token has no projected cost in dollars."""
+    priced = GOOD.replace("    instance_type: local-cpu\n", "").replace(
+        "{hourly_usd: {local-cpu: 0.1}}",
+        "{usd_per_1m_tokens: {docs-llama-5m: {input: 1, output: 2}}}",
+    )
+    (project / "metered.yml").write_text(priced)
+
+    done = fmgauge("check", "metered.yml")
+
+    assert done.returncode == 0, done.stderr
+    assert "its cost is that of the tokens of one, which nobody knows beforehand" in done.stdout
+    assert "$" not in done.stdout
+
+
 def test_two_experiments_of_one_name_are_refused(project, fmgauge):
     """The second of two equal names is the one that is pointed at."""
     again = GOOD[GOOD.index("  - name: one") : GOOD.index("prices:")]

@@ -60,6 +60,7 @@ def test_a_signal_ends_the_run_cleanly(started, tmp_path, number, code):
     assert processes_of(folder) == []
     states = step_states(folder)
     assert (states["3_run_inference"], states["6_clean_up"]) == ("interrupted", "done")
+    assert f"--resume {folder.name}" in (tmp_path / "output-0.txt").read_text()
 
 
 def test_a_killed_run_ends_its_servers_and_resumes(started, fmgauge, tmp_path):
@@ -109,6 +110,21 @@ def test_no_candidate_within_budget_is_exit_code_3(fmgauge, tmp_path):
 
     assert done.returncode == 3, done.stdout + done.stderr
     assert (run_folder(tmp_path) / "report.html").exists()
+
+
+def test_an_endpoint_that_is_not_there_is_told_at_once(fmgauge, tmp_path):
+    """Step 2 names the experiment that will not be measured; the others, and the report, go on."""
+    options = small_overrides(tmp_path, duration_s=0.5)
+    gone = "experiments.1.endpoint={kind: openai, base_url: 'http://127.0.0.1:9/v1'}"
+
+    done = fmgauge("run", QUICKSTART, *options, "--set", gone)
+
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    told = done.stdout.index("llamacpp-7m will not be measured: ")
+    assert done.stdout.index("2_deploy_endpoints: done") < told
+    assert told < done.stdout.index("3_run_inference: running")
+    report = (run_folder(tmp_path) / "report.md").read_text()
+    assert "cannot connect" in report
 
 
 def test_a_finished_run_resumed_runs_nothing_but_clean_up(fmgauge, tmp_path):

@@ -75,7 +75,9 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_clean_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("clean-up", help="end whatever a run, or any run, left running")
+    command = commands.add_parser(
+        "clean-up", help="end what one run, or any run in ./results, left running"
+    )
     command.add_argument("run_id", metavar="RUN_ID", nargs="?", help="a run's id or folder")
     command.set_defaults(command=_clean_up)
 
@@ -124,7 +126,8 @@ def _clean_up(options: argparse.Namespace) -> int:
         for name in report.left:
             print(f"{run.run_id}: STILL RUNNING {name}", file=sys.stderr)
     left = sum(len(report.left) for _, report in reports)
-    print(f"{len(runs)} run(s) looked at; {left} resource(s) left running.")
+    place = options.run_id or Path("results").resolve()
+    print(f"{len(runs)} run(s) looked at in {place}; {left} resource(s) left running.")
     return EXIT_STEP_FAILED if left else 0
 
 

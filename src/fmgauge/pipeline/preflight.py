@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmgauge.config import LoadedConfig, load_config, planned_stages
-from fmgauge.errors import ConfigError
+from fmgauge.errors import ConfigError, Problem
+from fmgauge.load import api_key_of
 from fmgauge.pricing import price_problems, projected_spend_usd
 from fmgauge.workloads import PreparedWorkload, check_workloads
 
@@ -23,11 +24,22 @@ def preflight(
 
 def check_loaded(loaded: LoadedConfig, *, offline: bool = False) -> list[str]:
     """Check the prices and data of a config that is already read; lines as `preflight` gives."""
-    problems = price_problems(loaded)
+    problems = [*price_problems(loaded), *_key_problems(loaded)]
     if problems:
         raise ConfigError(*problems)
     workloads = check_workloads(loaded, offline=offline)
     return [_plan_line(loaded), *map(_workload_line, workloads)]
+
+
+def _key_problems(loaded: LoadedConfig) -> Iterator[Problem]:
+    """Keys that a variable of the environment should hold, and does not."""
+    for index, experiment in enumerate(loaded.config.experiments):
+        try:
+            api_key_of(getattr(experiment.endpoint, "api_key_env", None))
+        except ConfigError as error:
+            location = ("experiments", index, "endpoint", "api_key_env")
+            found = error.problems[0]
+            yield loaded.problem(location, found.problem, found.remedy)
 
 
 def _plan_line(loaded: LoadedConfig) -> str:
@@ -35,8 +47,20 @@ def _plan_line(loaded: LoadedConfig) -> str:
     load_s = sum(stage.planned_s for stage in stages)
     return (
         f"{loaded.path}: {len(loaded.config.experiments)} experiment(s), {len(stages)} stages, "
-        f"{duration_text(load_s)} under load, projected cost ${projected_spend_usd(loaded):.4f}"
+        f"{duration_text(load_s)} under load, {_cost_text(loaded)}"
     )
+
+
+def _cost_text(loaded: LoadedConfig) -> str:
+    """The projected cost; what is priced per token is not known beforehand."""
+    per_token = [e.name for e in loaded.config.experiments if e.instance_type is None]
+    hourly = f"projected cost ${projected_spend_usd(loaded):.4f}"
+    if not per_token:
+        return hourly
+    tokens = f"the tokens of {', '.join(per_token)}, which nobody knows beforehand"
+    if len(per_token) == len(loaded.config.experiments):
+        return f"its cost is that of {tokens}"
+    return f"{hourly} and {tokens}"
 
 
 def _workload_line(prepared: PreparedWorkload) -> str:

@@ -6,6 +6,7 @@ Knows which files each step leaves behind; not what is in them, the decision's v
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from fmgauge.pipeline.notebooks import (
     execute_notebook,
 )
 from fmgauge.pipeline.preflight import check_loaded
+from fmgauge.records import read_endpoints
 from fmgauge.runs import Run, mark_step, new_run_id, now_utc, open_run, read_manifest
 
 EXIT_STEP_FAILED = 1
@@ -48,7 +50,7 @@ def run_pipeline(config_path: Path, *, overrides: Sequence[str] = (), resume: st
         with _logged(run):
             for line in [*plan, f"run {run.run_id}, results in {run.folder}"]:
                 display.say(line)
-            return _run_notebooks(run, display)
+            return _run_notebooks(run, display, _as_typed(config_path, overrides))
     finally:
         display.close()
 
@@ -89,6 +91,12 @@ def _is_done(run: Run, step: str) -> bool:
     return bool(read_manifest(run)["steps"].get(step, {}).get("state") == "done")
 
 
+def _as_typed(config_path: Path, overrides: Sequence[str]) -> str:
+    """The config and its overrides as they would be typed again."""
+    parts = [str(config_path), *(part for item in overrides for part in ("--set", item))]
+    return shlex.join(parts)
+
+
 def _named_run(run_id_or_folder: str) -> str:
     return Path(run_id_or_folder).resolve().name
 
@@ -122,7 +130,7 @@ class _logged:
         self._handler.close()
 
 
-def _run_notebooks(run: Run, display: Display) -> int:
+def _run_notebooks(run: Run, display: Display, resume_hint: str) -> int:
     """Every missing notebook, then clean-up whatever happened; the exit code."""
     with StopSignal() as stop, hold_lease(run):
         try:
@@ -130,14 +138,23 @@ def _run_notebooks(run: Run, display: Display) -> int:
             for name in NOTEBOOKS[:-1]:
                 if name in needed:
                     _run_notebook(run, name, display, stop)
+                    if name == DEPLOY:
+                        _tell_failed_endpoints(run, display)
                 else:
                     display.notebook(name, "skipped")
             code = _verdict(run, display)
         except FmgaugeError as error:
             code = _told(error, display)
+            display.say(f"To go on: fmgauge run {resume_hint} --resume {run.run_id}")
         finally:
             left = _clean_up(run, display)
     return code if not left else EXIT_STEP_FAILED
+
+
+def _tell_failed_endpoints(run: Run, display: Display) -> None:
+    for endpoint in read_endpoints(run.endpoints_path).values():
+        if endpoint.state == "failed":
+            display.say(f"{endpoint.experiment} will not be measured: {endpoint.error}")
 
 
 def _run_notebook(run: Run, name: str, display: Display, stop: StopSignal | None) -> None:
