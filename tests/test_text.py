@@ -35,7 +35,7 @@ def test_a_machine_path_is_recognised(folder, before):
 
 
 @pytest.mark.parametrize(
-    "line", ["https://host/work/x", "src/work/x", "~/work/x", "s3://bucket/root/x", "/workload/x"]
+    "line", ["https://host/home/x", "src/home/x", "~/home/x", "s3://bucket/Users/x", "/workload/x"]
 )
 def test_other_paths_are_let_pass(line):
     """Addresses and relative paths name no machine."""

@@ -38,13 +38,13 @@ def display_for(run: Run) -> Display:
     return LiveDisplay(run) if sys.stdout.isatty() else PlainDisplay(run)
 
 
-def progress_text(progress: Progress) -> str:
-    """The load's state in one line: stage, phase, requests, rate, time left."""
+def progress_lines(progress: Progress) -> tuple[str, str]:
+    """The load's state: which stage, and how far it is. Each line fits 80 columns as a rule."""
     return (
-        f"stage {progress.stage_number} of {progress.n_stages} · {progress.stage} · "
-        f"{progress.phase} · {progress.requests_done} done, {progress.failed} failed, "
-        f"{progress.request_rate:.1f}/s · {duration_text(progress.stage_remaining_s)} left in the "
-        f"stage, {duration_text(progress.run_remaining_s)} in all"
+        f"stage {progress.stage_number} of {progress.n_stages}: {progress.stage}",
+        f"{progress.phase}, {progress.requests_done} done, {progress.failed} failed, "
+        f"{progress.request_rate:.1f}/s, left: {duration_text(progress.stage_remaining_s)} here, "
+        f"{duration_text(progress.run_remaining_s)} in all",
     )
 
 
@@ -75,7 +75,7 @@ class PlainDisplay:
         self._shown_at_s = now_s
         progress = read_progress(self.run.progress_path)
         if progress:
-            self.write(f"  {progress_text(progress)}")
+            self.write(f"  {' · '.join(progress_lines(progress))}")
 
     def say(self, line: str) -> None:
         """Write one line."""
@@ -114,7 +114,8 @@ class LiveDisplay:
         """Draw the notebooks' states and the load's."""
         from rich.text import Text
 
-        self._live.update(Text("\n".join(self._lines())), refresh=True)
+        shown = Text("\n".join(self._lines()), no_wrap=True, overflow="ellipsis")
+        self._live.update(shown, refresh=True)
 
     def say(self, line: str) -> None:
         """Print one line above the display."""
@@ -128,7 +129,7 @@ class LiveDisplay:
         lines = [self._line(name, state) for name, state in self._states.items()]
         progress = read_progress(self._run.progress_path)
         if progress and self._states["3_run_inference"] == "running":
-            lines.append(f"  {progress_text(progress)}")
+            lines.extend(f"  {line}" for line in progress_lines(progress))
         return lines
 
     def _line(self, name: str, state: str) -> str:
