@@ -11,7 +11,7 @@ from fmgauge.load import Progress, read_progress
 from fmgauge.pipeline.notebooks import NOTEBOOKS
 from fmgauge.pipeline.preflight import duration_text
 from fmgauge.runs import Run
-from fmgauge.transport import RealClock
+from fmgauge.transport import Clock, RealClock
 
 _PLAIN_EVERY_S = 10.0
 _MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "-", "failed": "✗"}
@@ -54,7 +54,7 @@ class PlainDisplay:
 
     run: Run
     write: Callable[[str], None] = lambda line: print(line, flush=True)
-    clock: RealClock = field(default_factory=RealClock)
+    clock: Clock = field(default_factory=RealClock)
     _started_at_s: float = 0.0
     _shown_at_s: float = 0.0
     _running: str = ""
