@@ -146,6 +146,16 @@ def test_check_does_not_guess_what_tokens_will_cost(project, fmgauge):
     assert "$" not in done.stdout
 
 
+def test_check_tells_that_results_have_no_place(project, fmgauge):
+    """A file where the results folder should be is found before anything starts."""
+    (project / "results").write_text("mine")
+
+    done = fmgauge("check", "good.yml")
+
+    assert done.returncode == 2
+    assert "run.results_dir" in done.stderr
+
+
 def test_two_experiments_of_one_name_are_refused(project, fmgauge):
     """The second of two equal names is the one that is pointed at."""
     again = GOOD[GOOD.index("  - name: one") : GOOD.index("prices:")]

@@ -373,6 +373,19 @@ def test_an_address_with_a_secret_is_refused_and_not_shown(address, told):
     assert problem == f"config.yml:11: experiments.0.endpoint.base_url: {told}"
 
 
+@pytest.mark.parametrize("route", ["/chat/completions", "/completions", "/chat/completions/"])
+def test_an_address_that_names_the_route_is_refused(route):
+    """Requests add the route to the address; twice, the server would not know it."""
+    address = f"http://h/v1{route}"
+
+    problem = refusal(changed("http://127.0.0.1:8000/v1", address))
+
+    assert problem == (
+        f'config.yml:11: experiments.0.endpoint.base_url: "{address}" goes on after the API\'s '
+        f"base. Cut {route.rstrip('/')} off: it is added to the address when a request is sent"
+    )
+
+
 @pytest.mark.parametrize("address", ["http://h", "https://h:443/v1", "http://[::1]:8000/v1/"])
 def test_an_http_address_is_taken(address):
     """http and https, with or without port and path, are addresses."""

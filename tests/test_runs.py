@@ -14,6 +14,7 @@ from fmgauge.config import load_config
 from fmgauge.errors import ConfigError
 from fmgauge.records import StageKey
 from fmgauge.runs import (
+    check_results_dir,
     find_run,
     find_run_folder,
     find_run_folders,
@@ -37,7 +38,7 @@ experiments:
     load: [{kind: closed_loop, concurrency: [1, 2], duration_s: 9}]
 prices: {hourly_usd: {ml.g5.xlarge: 1.41}}
 """
-REMEDY = "Use a new run id, or the config (and --set) that the run began with"
+REMEDY = "Use a new run_id, or the config that the run began with"
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_a_changed_config_names_the_key_that_differs(project):
 
 
 def test_a_changed_override_names_the_option(project):
-    """A difference that --set made points at --set."""
+    """A difference that --set made points at --set, and to resume another config is not to do."""
     folder = open_run("config.yml", "first").folder
 
     told = refusal(
@@ -189,7 +190,9 @@ def test_a_changed_override_names_the_option(project):
 
     key = 'prices.hourly_usd."ml.g5.xlarge"'
     assert told == (
-        f"--set: {key}: {folder} belongs to another config, which differs in {key}. {REMEDY}"
+        f"--set: {key}: {folder} belongs to another config, which differs in {key}. "
+        "Leave out --resume to begin a new run, or give the config (and every --set) that this "
+        "one began with"
     )
 
 
@@ -320,6 +323,41 @@ def test_a_results_folder_that_cannot_be_made_is_told(project):
 
     assert told.startswith(f"--set: run.results_dir: {project}/{long_name}/first cannot be made: ")
     assert "too long" in told
+
+
+@pytest.mark.parametrize("results_dir", ["taken", "taken/below/deep", "x" * 300, "s3://bucket/x"])
+def test_a_results_folder_is_refused_before_a_run_as_its_creation_would_be(project, results_dir):
+    """The check tells what creation tells, of the folder without the run's name."""
+    (project / "taken").touch()
+    setting = [f"run.results_dir={results_dir}"]
+
+    told = refusal(check_results_dir, load_config("config.yml", setting))
+
+    assert told == refusal(open_run, "config.yml", "first", setting).replace(
+        "/first cannot", " cannot"
+    )
+    assert {path.name for path in project.iterdir()} == {"config.yml", "pyproject.toml", "taken"}
+
+
+@pytest.mark.parametrize("results_dir", ["there", "there/below", "new/deep"])
+def test_a_results_folder_that_can_be_made_passes_unmade(project, results_dir):
+    """A good folder is neither refused nor made."""
+    (project / "there").mkdir()
+
+    check_results_dir(load_config("config.yml", [f"run.results_dir={results_dir}"]))
+
+    assert list((project / "there").iterdir()) == []
+    assert not (project / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_a_closed_results_folder_is_told_by_the_check(project):
+    """A folder without the right to write is told without an attempt to write."""
+    (project / "closed").mkdir(mode=0o500)
+
+    told = refusal(check_results_dir, load_config("config.yml", ["run.results_dir=closed/x"]))
+
+    assert "closed/x cannot be made: Permission denied" in told
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")

@@ -69,13 +69,16 @@ def config(tmp_path: Path) -> Config:
     """Makes a config in a folder of its own, its workloads as given and one experiment for all."""
 
     def make(
-        *workloads: Mapping[str, Any], seed: int = 7, tokenizer: str | None = None
+        *workloads: Mapping[str, Any],
+        seed: int = 7,
+        tokenizer: str | None = None,
+        endpoint: Mapping[str, Any] | None = None,
     ) -> LoadedConfig:
         named = [{"name": f"w{number}"} | dict(one) for number, one in enumerate(workloads)]
         experiment = {
             "name": "e",
             "model": {"name": "m"} | ({"tokenizer": tokenizer} if tokenizer else {}),
-            "endpoint": {"kind": "llamacpp"},
+            "endpoint": {"kind": "llamacpp"} | dict(endpoint or {}),
             "instance_type": "local-cpu",
             "workloads": [one["name"] for one in named],
             "load": [{"kind": "closed_loop", "concurrency": [1]}],
@@ -161,6 +164,34 @@ def test_every_column_can_be_named(row: dict[str, str]) -> None:
     template = "|".join(f"{{{{ {column} }}}}" for column in row)
     assert template_columns(template) == list(row)
     assert render(template, row) == "|".join(row.values())
+
+
+@pytest.mark.parametrize(
+    ("template", "stray"),
+    [
+        ("{{ prompt }", "{{"),
+        ("{ prompt }}", "}}"),
+        ("{{ prompt }} and {{", "{{"),
+        ("{{ {{ prompt }}", "{{"),
+        ("{{ prompt }} {{ {prompt} }}", "{{"),
+    ],
+)
+def test_a_place_that_is_not_closed_or_not_opened_is_an_error_at_its_template(
+    config: Config, tmp_path: Path, template: str, stray: str
+) -> None:
+    """It would be sent as it stands, so the remedy shows how a place is written."""
+    path = write_lines(tmp_path / "rows.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    problem = problem_of(config(jsonl(path, template=f"Read. {{{{ prompt }}}} {template}")))
+    assert problem.key == "workloads.0.template"
+    assert problem.problem == f"{stray} stands outside of any place"
+    assert problem.remedy.startswith("Write {{ column }}")
+
+
+def test_single_braces_around_places_are_text(config: Config, tmp_path: Path) -> None:
+    """JSON around a place is sent as it is, also where a brace touches the place."""
+    path = write_lines(tmp_path / "rows.jsonl", {"n": 1}, {"n": 2})
+    prepared = prepared_by(config(jsonl(path, template='{"a": {"b": {{ n }}} } {{{ n }}{')))
+    assert sorted(texts(prepared)) == ['{"a": {"b": 1} } {1{', '{"a": {"b": 2} } {2{']
 
 
 # --- salts ---------------------------------------------------------------------------------------
@@ -307,9 +338,15 @@ GOOD = '{"prompt": "a"}'
         ('{"text": "a"}', "neither prompt nor messages"),
         ('{"prompt": "a", "messages": []}', "both prompt and messages"),
         ('{"prompt": 5}', "no text"),
+        ('{"prompt": ""}', "prompt is empty"),
         ('{"messages": "hello"}', "no list"),
         ('{"messages": []}', "no list"),
         ('{"messages": [{"content": "a"}]}', "message 0 has no role"),
+        ('{"messages": ["hello"]}', "message 0 is no object"),
+        ('{"messages": [{"role": "user"}]}', "message 0 has no content"),
+        ('{"messages": [{"role": "user", "content": null}]}', "message 0 has no content"),
+        ('{"messages": [{"role": "user", "content": ""}]}', "all messages are empty"),
+        ('{"messages": [{"role": "assistant", "tool_calls": [{}]}]}', "holds no text"),
         ('{"messages": [{"role": "user", "content": 5}]}', "message 0 has no content"),
         ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "has no content"),
         ('{"messages": [{"role": "user", "content": []}]}', "holds no text"),
@@ -328,8 +365,27 @@ def test_an_unusable_line_is_named_with_its_file_and_number(
     assert says in problem.problem
 
 
+def test_a_tool_call_needs_no_content(config: Config, tmp_path: Path) -> None:
+    """A later message that calls a tool may hold no text, as the chat API has it."""
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    chats = [[{"role": "user", "content": word}, call] for word in ("One?", "Two?")]
+    path = write_lines(tmp_path / "chats.jsonl", *({"messages": chat} for chat in chats))
+    payloads = prepared_by(config(jsonl(path))).payloads
+    assert [(payload.messages or [])[1] for payload in payloads] == [call, call]
+
+
+def test_a_template_that_leaves_nothing_to_ask_names_the_row(
+    config: Config, tmp_path: Path
+) -> None:
+    """A row whose columns are all empty makes no prompt; the error points at it."""
+    path = write_lines(tmp_path / "rows.jsonl", {"input": "a"}, {"input": None})
+    problem = problem_of(config(jsonl(path, template="{{ input }}")))
+    assert (problem.file, problem.line) == (str(path), 2)
+    assert "prompt is empty" in problem.problem
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.text(), min_size=2, unique=True))
+@given(st.lists(st.text(min_size=1), min_size=2, unique=True))
 def test_any_text_survives_from_line_to_payload(prompts: list[str]) -> None:
     """Whatever JSON can say reaches the payload as it was, and nothing is lost unsaid."""
     with tempfile.TemporaryDirectory() as folder:
@@ -706,6 +762,54 @@ def test_a_missing_datasets_package_is_an_error_that_says_how_to_install_it(
     problem = problem_of(config(huggingface(dataset_folder)))
     assert problem.key == "workloads.0.source.kind"
     assert "fmgauge[huggingface]" in problem.remedy
+
+
+# --- room for what is asked ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "says"), [("none.gguf", "no file"), (".", "is no file")])
+def test_a_model_file_that_is_not_there_is_an_error_at_its_key(
+    config: Config, tmp_path: Path, name: str, says: str
+) -> None:
+    """A relative path starts at the project's root; a folder is no model."""
+    path = write_lines(tmp_path / "rows.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    problem = problem_of(config(jsonl(path), endpoint={"gguf": name}))
+    assert problem.key == "experiments.0.endpoint.gguf"
+    assert says in problem.problem
+    assert str((tmp_path / name).resolve()) in problem.problem
+
+
+def test_a_model_file_that_is_there_is_taken(config: Config, tmp_path: Path) -> None:
+    """Only that it is a file is asked here."""
+    (tmp_path / "model.gguf").touch()
+    path = write_lines(tmp_path / "rows.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    assert prepared_by(config(jsonl(path), endpoint={"gguf": "model.gguf"})).approximate
+
+
+def test_a_slot_that_the_longest_request_exceeds_is_an_error_at_its_key(config: Config) -> None:
+    """Prompt, output and chat template are told, with the size that would do."""
+    workload = synthetic(FIXED, n_prompts=4) | {"max_output_tokens": 60}
+    problem = problem_of(config(workload, endpoint={"context_tokens": 199}))
+    assert problem.key == "experiments.0.endpoint.context_tokens"
+    assert problem.problem == (
+        "199 tokens are too few for w0, which needs 200: a prompt of 120, up to 60 of output, "
+        "and about 20 that the chat template adds"
+    )
+    assert problem.remedy.startswith("Set it to 200 or more")
+
+
+def test_a_slot_that_just_holds_the_longest_request_is_taken(config: Config) -> None:
+    """120 tokens of prompt, 60 of output and 20 of the chat template fit into 200."""
+    workload = synthetic(FIXED, n_prompts=4) | {"max_output_tokens": 60}
+    assert prepared_by(config(workload, endpoint={"context_tokens": 200})).kept == 4
+
+
+def test_a_slot_is_not_measured_with_an_approximate_count(config: Config, tmp_path: Path) -> None:
+    """A model file whose tokenizer nobody named may count otherwise."""
+    (tmp_path / "model.gguf").touch()
+    endpoint = {"gguf": "model.gguf", "context_tokens": 100}
+    prepared = prepared_by(config(synthetic(FIXED, n_prompts=4), endpoint=endpoint))
+    assert (prepared.approximate, prepared.max_prompt_tokens) == (True, 120)
 
 
 # --- payloads ------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ Knows where every step's output lies; not what is in it or how it was made.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +28,11 @@ from fmgauge.errors import ConfigError, Problem
 from fmgauge.records import StageKey, read_json, write_atomically, write_json
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_OTHER_CONFIG_RESUMED = (
+    "Leave out --resume to begin a new run, or give the config (and every --set) that this one "
+    "began with"
+)
+_OTHER_CONFIG_BY_HAND = "Use a new run_id, or the config that the run began with"
 _KEYS_TOLD = 5
 _RUNS_TOLD = 5
 _REPORTED_VERSIONS = ("fmgauge", "xllamacpp", "papermill", "pandas", "pyarrow", "tokenizers")
@@ -143,12 +150,21 @@ def open_run(
     run = Run(run_id, _run_folder(loaded, run_id), loaded)
     if os.path.isfile(run.config_path):
         read_manifest(run)
-        _refuse_other_config(run)
+        _refuse_other_config(run, resumed=must_exist)
     elif must_exist:
         raise _unknown_run(run_id, run.folder.parent)
     else:
         _create(run)
     return run
+
+
+def check_results_dir(loaded: LoadedConfig) -> None:
+    """Raise the ConfigError that `open_run` would for `run.results_dir`; nothing is made."""
+    folder = _results_folder(loaded)
+    try:
+        _refuse_unwritable(folder)
+    except OSError as error:
+        raise _cannot_be_made(loaded, folder, error) from error
 
 
 def find_run(run_id_or_folder: str, results_dir: Path = Path("results")) -> Run:
@@ -208,13 +224,17 @@ def _run_folder(loaded: LoadedConfig, run_id: str) -> Path:
         problem = f"{run_id!r} is no run id"
         remedy = "Use letters, digits, dots, dashes and underscores, a letter or digit first"
         raise ConfigError(Problem("run_id", None, "", problem, remedy))
+    return _results_folder(loaded) / run_id
+
+
+def _results_folder(loaded: LoadedConfig) -> Path:
     if "://" in loaded.config.run.results_dir:
         problem, remedy = "only a local folder can hold results", "Give a folder"
         raise loaded.error(("run", "results_dir"), problem, remedy)
-    return loaded.resolve(loaded.config.run.results_dir) / run_id
+    return loaded.resolve(loaded.config.run.results_dir)
 
 
-def _refuse_other_config(run: Run) -> None:
+def _refuse_other_config(run: Run, *, resumed: bool) -> None:
     stored = load_config(run.config_path).config.canonical()
     keys = list(differing_keys(stored, run.config.canonical()))
     if not keys:
@@ -222,7 +242,7 @@ def _refuse_other_config(run: Run) -> None:
     more = f" and {len(keys) - _KEYS_TOLD} more" if len(keys) > _KEYS_TOLD else ""
     named = ", ".join(keys[:_KEYS_TOLD]) + more
     problem = f"{run.folder} belongs to another config, which differs in {named}"
-    remedy = "Use a new run id, or the config (and --set) that the run began with"
+    remedy = _OTHER_CONFIG_RESUMED if resumed else _OTHER_CONFIG_BY_HAND
     raise run.loaded.error(key_parts(keys[0]), problem, remedy)
 
 
@@ -266,11 +286,26 @@ def _create(run: Run) -> None:
         write_atomically(partial / run.config_path.name, to_yaml(run.config.canonical()).encode())
         partial.replace(run.folder)
     except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            reason = "a file stands in its place"
-        problem = f"{run.folder} cannot be made: {reason}"
-        raise run.loaded.error(("run", "results_dir"), problem, "Name another folder") from error
+        raise _cannot_be_made(run.loaded, run.folder, error) from error
+
+
+def _cannot_be_made(loaded: LoadedConfig, folder: Path, error: OSError) -> ConfigError:
+    reason = error.strerror or str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "a file stands in its place"
+    problem = f"{folder} cannot be made: {reason}"
+    return loaded.error(("run", "results_dir"), problem, "Name another folder")
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Raise the OSError that making a folder in `folder`, or on the way to it, would raise."""
+    for there in (folder, *folder.parents):
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(there.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
 
 
 def _refuse_used_folder(run: Run) -> None:

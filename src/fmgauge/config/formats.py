@@ -15,6 +15,7 @@ _NAME_REMEDY = (
     "dots, dashes and underscores, 100 characters at most"
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ROUTE = re.compile(r"((?:/chat)?/completions)/*$", re.IGNORECASE)
 _ADDRESS_REMEDY = "Write it like http://localhost:8000/v1"
 
 
@@ -44,6 +45,10 @@ def server_address(value: str) -> str:
         raise _refused(f"{_quoted(value)} does not begin with http:// or https://", _ADDRESS_REMEDY)
     if not _has_valid_host(value):
         raise _refused(f"{_quoted(value)} is not an address", _ADDRESS_REMEDY)
+    route = _ROUTE.search(value)
+    if route:
+        remedy = f"Cut {route[1]} off: it is added to the address when a request is sent"
+        raise _refused(f"{_quoted(value)} goes on after the API's base", remedy)
     return value
 
 

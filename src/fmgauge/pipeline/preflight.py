@@ -9,6 +9,7 @@ from fmgauge.config import LoadedConfig, load_config, planned_stages
 from fmgauge.errors import ConfigError, Problem
 from fmgauge.load import api_key_of
 from fmgauge.pricing import price_problems, projected_spend_usd
+from fmgauge.runs import check_results_dir
 from fmgauge.workloads import PreparedWorkload, check_workloads
 
 
@@ -27,6 +28,7 @@ def check_loaded(loaded: LoadedConfig, *, offline: bool = False) -> list[str]:
     problems = [*price_problems(loaded), *_key_problems(loaded)]
     if problems:
         raise ConfigError(*problems)
+    check_results_dir(loaded)
     workloads = check_workloads(loaded, offline=offline)
     return [_plan_line(loaded), *map(_workload_line, workloads)]
 

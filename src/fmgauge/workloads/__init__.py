@@ -1,4 +1,4 @@
-"""From sources to payloads: rows, templates, token windows, salts, order. Knows no endpoints."""
+"""From sources to payloads: rows, templates, token windows, salts, order. Starts no endpoint."""
 
 from fmgauge.workloads.payloads import PreparedWorkload, check_workloads, prepare_payloads
 from fmgauge.workloads.salts import salt_from, salted

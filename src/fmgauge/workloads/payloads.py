@@ -1,4 +1,4 @@
-"""From workloads to the payloads of a run. Knows filters, salts, order; not endpoints or time.
+"""From workloads to the payloads of a run. Knows filters, salts, order; not who is asked.
 
 A payload's tokens are those of its whole prompt as sent: salt, template and data together; for
 messages, of their contents one after the other. The same config and seed give the same bytes.
@@ -14,10 +14,11 @@ from typing import Any
 
 from fmgauge.config import LoadedConfig
 from fmgauge.config.model import Workload
-from fmgauge.errors import ConfigError, Problem
+from fmgauge.errors import ConfigError
 from fmgauge.records import Payload, write_json, write_payloads
 from fmgauge.runs import Run
-from fmgauge.workloads.prompts import Prompt, prompt_of
+from fmgauge.workloads.fitting import context_problems, gguf_problems
+from fmgauge.workloads.prompts import Prompt, prompt_of, template_problems
 from fmgauge.workloads.rows import Row
 from fmgauge.workloads.salts import salt_from
 from fmgauge.workloads.sources import needs_network, source_rows
@@ -93,12 +94,13 @@ def prepare_payloads(run: Run) -> list[PreparedWorkload]:
 def check_workloads(loaded: LoadedConfig, *, offline: bool = False) -> list[PreparedWorkload]:
     """Choose every workload's payloads and write nothing.
 
+    Also asks whether this machine's endpoints have their model files, and room for the payloads.
     With `offline`, workloads whose data or tokenizer are not on this machine are left out.
     Raises ConfigError with every problem found.
     """
     preparation = _Preparation(loaded)
     prepared: list[PreparedWorkload] = []
-    problems: list[Problem] = []
+    problems = [*template_problems(loaded), *gguf_problems(loaded)]
     for index, workload in enumerate(loaded.config.workloads):
         if offline and _is_elsewhere(loaded, workload):
             continue
@@ -106,6 +108,7 @@ def check_workloads(loaded: LoadedConfig, *, offline: bool = False) -> list[Prep
             prepared.append(preparation.workload(index))
         except ConfigError as error:
             problems.extend(error.problems)
+    problems.extend(context_problems(loaded, {one.name: one.payloads for one in prepared}))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return prepared

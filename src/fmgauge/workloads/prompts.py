@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 
 from fmgauge.config import LoadedConfig
-from fmgauge.errors import ConfigError
+from fmgauge.errors import ConfigError, Problem
 from fmgauge.workloads.rows import Row
 from fmgauge.workloads.salts import Message, first_text, salt_messages, salt_prompt
-from fmgauge.workloads.templates import render, template_columns
+from fmgauge.workloads.templates import render, stray_braces, template_columns
 
 _NEEDS = "Give prompt (text) or messages (a list), or give the workload a template"
 
@@ -53,9 +53,22 @@ def prompt_of(loaded: LoadedConfig, index: int, row: Row) -> Prompt:
         asked = _plain(loaded, index, row)
     else:
         asked = Prompt(_rendered(loaded, index, template, row), None)
+        if not asked.prompt:
+            remedy = "Fill the columns that the template names, or remove the row"
+            raise row.error("", "with the template, this row's prompt is empty", remedy)
     session = row.values.get("session_id")
     session_id = None if session is None else str(session)
     return replace(asked, max_tokens=_max_tokens(row), session_id=session_id)
+
+
+def template_problems(loaded: LoadedConfig) -> Iterator[Problem]:
+    """Every template with a place that is not closed, or not opened: it would be sent as it is."""
+    remedy = "Write {{ column }}; where braces are meant to be sent, put a space between the two"
+    for index, workload in enumerate(loaded.config.workloads):
+        stray = stray_braces(workload.template or "")
+        if stray is not None:
+            problem = f"{stray} stands outside of any place"
+            yield loaded.problem(("workloads", index, "template"), problem, remedy)
 
 
 def _rendered(loaded: LoadedConfig, index: int, template: str, row: Row) -> str:
@@ -82,6 +95,8 @@ def _plain(loaded: LoadedConfig, index: int, row: Row) -> Prompt:
         return Prompt(None, messages)
     if not isinstance(prompt, str):
         raise row.error("prompt", "this row's prompt is no text", _NEEDS)
+    if not prompt:
+        raise row.error("prompt", "this row's prompt is empty", "Fill it in, or remove the row")
     return Prompt(prompt, None)
 
 
@@ -99,19 +114,26 @@ def _wrong_in_messages(messages: Any) -> Iterator[str]:
         yield "messages are no list of messages"
         return
     for number, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        if not isinstance(message, dict):
+            yield f"message {number} is no object"
+        elif not isinstance(message.get("role"), str):
             yield f"message {number} has no role"
-        elif not _is_content(message.get("content")):
+        elif not _has_content(message):
             yield f"message {number} has no content: text, or a list of parts"
     if first_text(messages) is None:
         yield "the first message holds no text"
+    elif all(message.get("content") == "" for message in messages):
+        yield "all messages are empty"
 
 
-def _is_content(content: Any) -> bool:
-    """Whether `content` is text, parts (whose text parts hold text), or None as in tool calls."""
+def _has_content(message: Message) -> bool:
+    """Whether the content is text or parts (whose text parts hold text); tool calls need none."""
+    content = message.get("content")
+    if content is None:
+        return bool(message.get("tool_calls"))
     if isinstance(content, list):
         return all(isinstance(part, dict) and _is_part(part) for part in content)
-    return content is None or isinstance(content, str)
+    return isinstance(content, str)
 
 
 def _is_part(part: dict[str, Any]) -> bool:

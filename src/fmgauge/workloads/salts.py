@@ -57,7 +57,7 @@ def salt_messages(messages: list[Message], salt: str) -> list[Message]:
 
 def first_text(messages: list[Message]) -> str | None:
     """The first message's text, or its first text part; None where it has neither."""
-    content = messages[0]["content"]
+    content = messages[0].get("content")
     if isinstance(content, str):
         return content
     return next((part["text"] for part in content or [] if part.get("type") == "text"), None)

@@ -11,11 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 _PLACE = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
+_DOUBLED = re.compile(r"\{\{|\}\}")
 
 
 def template_columns(template: str) -> list[str]:
     """The columns that `template` names, each once, in their order."""
     return list(dict.fromkeys(_PLACE.findall(template)))
+
+
+def stray_braces(template: str) -> str | None:
+    """The first `{{` or `}}` that belongs to no place; None where all do."""
+    between = _PLACE.split(template)[::2]  # each place's column stands between two of them
+    return next((found[0] for text in between if (found := _DOUBLED.search(text))), None)
 
 
 def render(template: str, row: Mapping[str, Any]) -> str:

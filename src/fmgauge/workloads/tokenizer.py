@@ -149,6 +149,12 @@ def tokenizer_choice(loaded: LoadedConfig, workload: Workload) -> TokenizerChoic
     return TokenizerChoice(own, True)
 
 
+def counts_as(choice: TokenizerChoice, experiment: Experiment) -> bool:
+    """Whether what `choice` counts is what `experiment`'s own model would count."""
+    own = f"docs-bpe-{DOCS_VOCABULARY}"
+    return not choice.approximate and _tokenizer_name(experiment, own) == (choice.named or own)
+
+
 def _tokenizer_name(experiment: Experiment, own: str) -> str | None:
     """What `experiment`'s tokenizer is called; None where nothing tells which it is."""
     if experiment.model.tokenizer is not None:
