@@ -86,6 +86,18 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that a module's tests fill once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what fmgauge builds cached in the module's folder, not in the user's."""
+    monkeypatch.setenv("FMGAUGE_CACHE_DIR", str(shared_cache))
+
+
 def until(condition: Callable[[], object], deadline_s: float = 60.0) -> None:
     """Wait until `condition` holds; AssertionError where it does not by the deadline."""
     ends_at_s = time.monotonic() + deadline_s

@@ -416,7 +416,8 @@ def test_each_instance_gets_a_recommendation_per_dataset(usual: Report) -> None:
     assert "|Dataset   | Instance type   | Recommendation   |\n|---|---|---|\n" in section
     assert (
         "|`payload_en_1-500.jsonl`|`local-cpu`|The best option for staying within a latency budget "
-        "of `1 second` on a `local-cpu` for the `payload_en_1-500.jsonl` dataset is "
+        "of `1 second`, a cost budget of `$0.5` per 10k transactions and an error rate budget of "
+        "`0 %` on a `local-cpu` for the `payload_en_1-500.jsonl` dataset is "
         f"`{best['experiment_name']}` at a `concurrency level of {best['concurrency']}`. A "
         f"concurrency level of {best['concurrency']} achieves an `average latency of "
         f"{round(best['latency_mean'], 3)} seconds`, for an `average prompt size of "
@@ -449,13 +450,18 @@ def test_every_planned_stage_has_its_figures(usual: Report) -> None:
 
     assert len(rows) == len(metrics) == 12
     for row, own in zip(rows, metrics, strict=True):
-        mean, low, high = map(float, re.findall(r"[\d.]+", row["latency mean, s"]))
-        bounds = [own[f"latency_mean{end}"] for end in ("", "_ci_low", "_ci_high")]
-        assert [mean, low, high] == pytest.approx(bounds, rel=0.006)
+        for column, name in (
+            ("latency mean, s", "latency_mean"),
+            ("USD per 10k", "usd_per_10k_txn"),
+        ):
+            shown = re.fullmatch(r"(\S+) \((\S+) to (\S+)\)", row[column])
+            bounds = [own[f"{name}{end}"] for end in ("", "_ci_low", "_ci_high")]
+            assert shown is not None
+            assert list(map(float, shown.groups())) == pytest.approx(bounds, rel=0.006)
+            assert len({len(number.partition(".")[2]) for number in shown.groups()}) == 1
         ttft_ms = float(row["TTFT mean, ms"].split()[0])
         assert ttft_ms == pytest.approx(own["ttft_s_mean"] * 1000, rel=0.006)
         assert float(row["TPOT mean, ms"]) == pytest.approx(own["tpot_s_mean"] * 1000, rel=0.006)
-        assert float(row["USD per 10k"]) == pytest.approx(own["usd_per_10k_txn"], rel=0.006)
         assert (row["requests"], row["error rate"]) == (str(own["n_requests"]), "0 %")
         assert row["budgets"] == ("met" if own["latency_mean"] <= 1 else "missed")
 
@@ -554,7 +560,7 @@ def test_a_request_cut_off_at_the_end_is_no_failure(tmp_path: Path) -> None:
     report = built(run)
 
     assert "No request failed" in report.section("Failures by kind")
-    assert "; 12 of these were cut off when their stage ended." in report.markdown
+    assert "; 12 of the drain requests were cut off when their stage ended." in report.markdown
 
 
 def test_a_cache_that_answered_is_not_denied(tmp_path: Path) -> None:
@@ -571,6 +577,96 @@ def test_a_cache_that_answered_is_not_denied(tmp_path: Path) -> None:
     assert "no prompt cache could answer" not in markdown
 
 
+def test_verdict_and_price_stand_before_the_percentiles(usual: Report) -> None:
+    """What matters is on the left of the widest table."""
+    columns = list(usual.table("experiment", "All stages")[0])
+
+    assert columns[:4] == ["experiment", "dataset", "concurrency", "budgets"]
+    assert columns.index("USD per 10k") < columns.index("latency p50, s")
+
+
+@pytest.mark.parametrize(("latency_s", "is_few"), [(0.2, False), (2.0, True)])
+def test_the_answer_says_on_how_many_requests_it_rests(
+    tmp_path: Path, latency_s: float, is_few: bool
+) -> None:
+    """Ten seconds of the cheapest stage hold 2 or 20 requests a slot; below 30 is called few."""
+    config = config_of(budgets={"latency_s": {"mean": 9}})
+    run = build_run(tmp_path, config, latency=lambda *_: latency_s)
+    chosen = read_material(run).recommendation.chosen
+    assert chosen is not None
+    n = next(
+        r["n_requests"]
+        for r in rows_of(run)
+        if (r["experiment_name"], r["workload"], r["stage"])
+        == (chosen.experiment, chosen.workload, chosen.stage)
+    )
+
+    answer = answer_sentences(run)
+
+    assert f"At a concurrency of 4, over {n} measured requests, it costs $" in answer
+    assert (n < 30) is is_few
+    assert ("That is few: measure longer before acting on it." in answer) is is_few
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"latency_s": {"mean": 1.0}, "usd_per_10k_txn": 0.2}, "Dashed lines are budgets."),
+        ({"latency_s": {"mean": 1.0}, "usd_per_10k_txn": 99}, "The dashed line is a budget."),
+        ({"latency_s": {"mean": 99}, "usd_per_10k_txn": 99}, None),
+    ],
+)
+def test_only_budgets_on_the_scale_are_called_lines(
+    tmp_path: Path, limits: dict[str, Any], sentence: str | None
+) -> None:
+    """A budget far beyond the bars has no line, and the reading speaks of none."""
+    said = readings(read_material(build_run(tmp_path, config_of(budgets=limits))))
+
+    found = re.findall(r"[^.]*dashed[^.]*\.", said["business_summary"], re.IGNORECASE)
+
+    assert found == ([f" {sentence}"] if sentence else [])
+
+
+def test_a_bar_names_the_budgets_that_it_misses(tmp_path: Path) -> None:
+    """A candidate that is not within every budget says below its name which it misses."""
+    limits = {"latency_s": {"mean": 0.01}, "usd_per_10k_txn": 0.0001}
+    figure = business_summary(read_material(build_run(tmp_path, config_of(budgets=limits))))
+    lines = {label.get_text().splitlines()[-1] for label in figure.axes[0].get_yticklabels()}
+
+    assert lines == {"misses Latency, price"}
+
+
+def test_random_weights_are_explained_once(tmp_path: Path) -> None:
+    """Two made-up models share one sentence on their weights."""
+    config = config_of()
+    for experiment, name in zip(config["experiments"], ("small", "large"), strict=True):
+        experiment["model"] = {"name": name}
+
+    markdown = report_markdown(read_material(build_run(tmp_path, config)))
+
+    assert "`small` and `large` on the embedded llama.cpp engine. The models have" in markdown
+    assert markdown.count("random weights") == 1
+
+
+def test_a_load_that_was_not_held_is_said(tmp_path: Path) -> None:
+    """A stage with clearly less in flight than asked is named where the load is described."""
+    run = build_run(tmp_path)
+    metrics = read_metrics(run)
+    slack = (metrics["experiment_name"] == "llamacpp-1-slots") & (metrics["concurrency"] == 4)
+    metrics.loc[slack & (metrics["workload"] == "en_1-500"), "mean_in_flight"] = 3.7
+    write_metrics(run, metrics)
+
+    assert (
+        "Less than 95 % of it was in flight for `llamacpp-1-slots` on `en_1-500` at a concurrency "
+        "of 4: there the client or the endpoint's connections did not keep the load up"
+    ) in built(run).section("How this was measured")
+
+
+def test_a_held_load_is_not_doubted(usual: Report) -> None:
+    """Where every stage kept its concurrency, no stage is named."""
+    assert "did not keep the load up" not in usual.markdown
+
+
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     """Stages that a kill kept from their turn neither failed a criterion nor could not be run."""
     run = build_run(
@@ -581,6 +677,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
 
     assert "The run is not finished: 6 of 12 planned stages have no records." in summary
     assert "a total of 0 experiment run(s) that failed" in summary
+    assert "6 more have no records." in summary
     assert "could not be run" not in summary
     assert "No other experiment was found to meet every budget." in summary
 
@@ -590,7 +687,17 @@ def test_stages_not_run_give_their_reason(troubled: Report) -> None:
     section = troubled.section("Failures by kind").split("These stages were not run:")[1]
 
     assert section.count(r"| absent | en_1-500 | 1, 2, 4 | `` it did \| not `start` `` |") == 1
-    assert "6 of them could not be run." in troubled.section("Summary")
+
+
+def test_stages_not_run_fail_no_criterion(troubled: Report) -> None:
+    """What an endpoint kept from running is counted apart, and is not red in the table."""
+    failed = [r for r in rows_of(troubled.run) if r["n_failed"] or r["latency_mean"] > 1]
+    rows = troubled.table("experiment_name | payload_file", "Summary")
+    texts = {row["latency_mean_text"] for row in rows if row["experiment_name"] == "absent"}
+
+    assert f"a total of {len(failed)} experiment run(s) that failed" in troubled.markdown
+    assert " 6 more could not be run." in troubled.section("Summary")
+    assert texts == {"not run"}
 
 
 def test_no_winner_is_said_with_what_came_closest(tmp_path: Path) -> None:
@@ -622,6 +729,12 @@ def test_nothing_measured_makes_a_report_all_the_same(tmp_path: Path) -> None:
 
     assert "nothing was measured" in report.section("Summary")
     assert "0 of 12 planned stages" in report.markdown
+    assert "no request was measured" in report.markdown
+    assert "none of which failed" not in report.markdown
+    assert "a total of 0 experiment run(s) that failed" in report.markdown
+    assert "12 more could not be run." in report.markdown
+    assert report.markdown.count("No figures: nothing was measured.") == len(SEED_PICTURES)
+    assert "How to read it" not in report.markdown
     assert {row["budgets"] for row in report.table("experiment", "All stages")} == {"not run"}
 
 
@@ -870,6 +983,9 @@ def test_drawing_leaves_no_figure_behind(usual: Report) -> None:
         (wording.limit, 0.8, "0.8"),
         (wording.percent, 0.0896, "8.96 %"),
         (wording.milliseconds, 0.0299, "29.9"),
+        (wording.milliseconds, 0.019, "19.0"),
+        (wording.milliseconds, 0.00123, "1.23"),
+        (wording.milliseconds, 0.2504, "250"),
     ],
 )
 def test_numbers_in_words(words: Callable[[float], str], value: float, text: str) -> None:

@@ -16,19 +16,9 @@ from fmgauge.config import LoadedConfig, load_config
 from fmgauge.errors import ConfigError
 from fmgauge.workloads import cache_dir, docs_text, docs_tokenizer_path, tokenizer_for
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 LLAMACPP = {"kind": "llamacpp"}
 OPENAI = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}
-
-
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that the module's tests fill once."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FMGAUGE_CACHE_DIR", str(shared_cache))
 
 
 @pytest.fixture

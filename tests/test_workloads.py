@@ -38,23 +38,13 @@ from fmgauge.workloads.python_docs import python_docs_rows
 from fmgauge.workloads.synthetic import draw_lengths
 from fmgauge.workloads.templates import render, template_columns
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "raw" / "longbench_sample.jsonl"
 QUESTION = "{{ context }}\n\n{{ input }}"
 SALT = re.compile(r"\d( \d){7}\n\n")
 
 Config = Callable[..., LoadedConfig]
-
-
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that the module's tests fill once."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FMGAUGE_CACHE_DIR", str(shared_cache))
 
 
 @pytest.fixture
