@@ -18,6 +18,7 @@ from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, joined
 from fmgauge.report.latency_figures import MOST_POINTS, measured_points
 from fmgauge.report.material import Material, Row, cut_off, instance_of, read_material
+from fmgauge.report.price_figure import n_budget_lines
 from fmgauge.runs import Run
 from fmgauge.statistics import samples_needed
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 SEE_TABLE = " See table below."
 _MOST_NAMED = 4  # experiments that one sentence names
+_FEW_REQUESTS = 30
+_HELD = 0.95  # of the asked concurrency in flight on average, below which the load was not held
+_NO_FIGURES = Markdown("No figures: nothing was measured.")
 
 
 def answer_sentences(run: Run) -> Markdown:
@@ -48,22 +52,49 @@ def measured(material: Material) -> list[Markdown]:
 
 
 def _what(material: Material) -> Markdown:
-    sentences = dict.fromkeys(map(_engine, material.experiments))
-    return Markdown("**What:** " + " ".join(sentences))
+    """The models by what answered for them, then which of them are not real."""
+    by_engine: dict[str, list[Markdown]] = {}
+    for experiment in material.experiments:
+        by_engine.setdefault(_ENGINES[experiment.endpoint.kind], []).append(_model(experiment))
+    sentences = [
+        Markdown("{} {}.").fill(joined(dict.fromkeys(models)), engine)
+        for engine, models in by_engine.items()
+    ]
+    return Markdown("**What:** " + " ".join([*sentences, *_random_weights(material)]))
 
 
-def _engine(experiment: Experiment) -> Markdown:
-    """One experiment's model and engine in a sentence, alike where experiments share them."""
+_ENGINES = {
+    "openai": "behind an OpenAI-compatible server that was already there",
+    "llamacpp": "on the embedded llama.cpp engine",
+}
+
+
+def _model(experiment: Experiment) -> Markdown:
+    """A model's name, with its file where it came from one."""
     model, endpoint = code(experiment.model.name), experiment.endpoint
-    if endpoint.kind == "openai":
-        return Markdown("{} behind an OpenAI-compatible server that was already there.").fill(model)
-    if endpoint.gguf is None:
-        return Markdown(
-            "{} on the embedded llama.cpp engine. The model has random weights that fmgauge made: "
-            "its speed is real, its words are not."
-        ).fill(model)
-    file = code(PurePath(endpoint.gguf).name)
-    return Markdown("{} (file {}) on the embedded llama.cpp engine.").fill(model, file)
+    if endpoint.kind == "openai" or endpoint.gguf is None:
+        return model
+    return Markdown("{} (file {})").fill(model, code(PurePath(endpoint.gguf).name))
+
+
+def _random_weights(material: Material) -> Iterator[Markdown]:
+    """One sentence on the models that this package made up, where there are any."""
+    made = [
+        e for e in material.experiments if e.endpoint.kind == "llamacpp" and not e.endpoint.gguf
+    ]
+    models = list(dict.fromkeys(code(experiment.model.name) for experiment in made))
+    if not models:
+        return
+    plural = len(models) > 1
+    subject = Markdown("The models" if plural else "The model")
+    if len(made) < len(material.experiments):
+        subject = joined(models)
+    yield Markdown("{} {} random weights that fmgauge made: {} real, {} not.").fill(
+        subject,
+        "have" if plural else "has",
+        "their speed is" if plural else "its speed is",
+        "their words are" if plural else "its words are",
+    )
 
 
 def _where(material: Material) -> Markdown:
@@ -84,15 +115,21 @@ def _where(material: Material) -> Markdown:
 def _when(material: Material) -> Markdown:
     metrics = material.metrics
     n_done = int((metrics["status"] == "ok").sum())
-    n_requests, n_failed = int(metrics["n_requests"].sum()), int(metrics["n_failed"].sum())
-    return Markdown("**When and how:** {}, {} of {}, {}: {}, {} of which failed.").fill(
+    return Markdown("**When and how:** {}, {} of {}, {}: {}.").fill(
         _dates(material),
         n_done,
         wording.plural(len(metrics), "planned stage"),
         joined(load_shapes(material), "; "),
-        wording.plural(n_requests, "measured request"),
-        f"{n_failed:,}" if n_failed else "none",
+        _measured_requests(metrics),
     )
+
+
+def _measured_requests(metrics: pd.DataFrame) -> str:
+    n, n_failed = int(metrics["n_requests"].sum()), int(metrics["n_failed"].sum())
+    if not n:
+        return "no request was measured"
+    failed = f"{n_failed:,}" if n_failed else "none"
+    return f"{wording.plural(n, 'measured request')}, {failed} of which failed"
 
 
 def _dates(material: Material) -> str:
@@ -211,16 +248,26 @@ def details(material: Material) -> Markdown:
         return closest_sentence(material)
     row = material.row(chosen)
     return Markdown(
-        "At a concurrency of {} it costs {} per 10,000 transactions, with {} and {} "
-        "transactions/minute. {} This is one run: how much another would differ, it cannot tell.{}"
+        "At a concurrency of {}, over {}, it costs {} per 10,000 transactions, with {} and {} "
+        "transactions/minute.{} {} This is one run: how much another would differ, it cannot "
+        "tell.{}"
     ).fill(
         chosen.concurrency,
+        wording.plural(row["n_requests"], "measured request"),
         _usd(row["usd_per_10k_txn"]),
         _mean_latency(row),
         wording.whole(row["transactions_per_minute"]),
+        _few(row["n_requests"]),
         _runner_up(material, chosen),
         _unfinished(material),
     )
+
+
+def _few(n_requests: int) -> str:
+    """What to do about an answer that rests on few requests; nothing where there are enough."""
+    if n_requests >= _FEW_REQUESTS:
+        return ""
+    return " That is few: measure longer before acting on it."
 
 
 def _unfinished(material: Material) -> str:
@@ -243,10 +290,12 @@ def closest_sentence(material: Material) -> Markdown:
 
 def _mean_latency(row: Row) -> str:
     low, high = (float(row.get(f"latency_mean_ci_{end}", math.nan)) for end in ("low", "high"))
-    mean = f"a mean latency of {wording.fixed(row['latency_mean'])} s"
+    shown = wording.fixed(row["latency_mean"])
+    mean = f"a mean latency of {shown} s"
     if not (math.isfinite(low) and math.isfinite(high)):
         return mean
-    return f"{mean} (within-run 95 % interval {wording.fixed(low)} to {wording.fixed(high)} s)"
+    ends = f"{wording.like(shown, low)} to {wording.like(shown, high)}"
+    return f"{mean} (within-run 95 % interval {ends} s)"
 
 
 def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
@@ -296,23 +345,26 @@ def _price_of(stage: StageVerdict) -> float:
 def failed_criteria(material: Material) -> Markdown:
     """How many stages failed a criterion, and which criteria there are."""
     missed = [stage for stage in material.decision.stages if not stage.meets_budgets]
-    failed = [s for s in missed if any(check.verdict == "FAIL" for check in s.checks)]
+    run = [stage for stage in missed if material.row(stage)["status"] == "ok"]
+    failed = [s for s in run if any(check.verdict == "FAIL" for check in s.checks)]
     total = Markdown(
         "There were a total of {} experiment run(s) that failed at least one configured "
         "performance criteria: {}."
     ).fill(len(failed), joined(map(_criterion, material.decision.budgets), ", "))
-    notes = "".join(_notes_on_failed(material, failed, len(missed) - len(failed)))
+    notes = "".join(_notes_on_failed(material.metrics, len(run) - len(failed)))
     return Markdown(total + notes + (SEE_TABLE if missed else ""))
 
 
-def _notes_on_failed(
-    material: Material, failed: list[StageVerdict], n_undecided: int
-) -> Iterator[str]:
-    n_not_run = sum(material.row(stage)["status"] != "ok" for stage in failed)
-    if n_not_run:
-        yield f" {n_not_run} of them could not be run."
+def _notes_on_failed(metrics: pd.DataFrame, n_undecided: int) -> Iterator[str]:
+    """The stages that neither failed a criterion nor met them all, by what kept them from it."""
+    n_without_records = int((metrics["status"] == NO_RECORDS).sum())
+    n_not_run = int((metrics["status"] != "ok").sum()) - n_without_records
     if n_undecided:
         yield f" For {n_undecided} more, what was measured does not decide a criterion."
+    if n_not_run:
+        yield f" {n_not_run} more could not be run."
+    if n_without_records:
+        yield f" {n_without_records} more have no records."
 
 
 def _criterion(budget: Budget) -> Markdown:
@@ -366,7 +418,7 @@ def _best_option(
     if material.shares_instance(stage.instance_type):
         option = Markdown("{} at a {}").fill(code(stage.experiment), level)
     return Markdown("The best option for staying within {} {} for the {} dataset is {}.").fill(
-        _time_budgets(material), place, payload, option
+        joined(map(_asked, material.decision.budgets)), place, payload, option
     )
 
 
@@ -376,16 +428,15 @@ def _place(instance_type: str) -> Markdown:
     return Markdown("on a {}").fill(code(instance_type))
 
 
-def _time_budgets(material: Material) -> Markdown:
-    """The budgets on time in words, or that there is none."""
-    times = [
-        Markdown("a {} budget of {}").fill(
-            _spoken(budget.label), code(wording.seconds(budget.limit))
-        )
-        for budget in material.decision.budgets
-        if budget.unit == "s"
-    ]
-    return joined(times) if times else Markdown("every budget")
+def _asked(budget: Budget) -> Markdown:
+    """A budget in words: a latency budget of 5 seconds."""
+    if budget.unit == "s":
+        limit = code(wording.seconds(budget.limit))
+        return Markdown("a {} budget of {}").fill(_spoken(budget.label), limit)
+    if budget.unit == "usd":
+        limit = code(f"${wording.limit(budget.limit)}")
+        return Markdown("a cost budget of {} per 10k transactions").fill(limit)
+    return Markdown("an {} budget of {}").fill(budget.label, code(wording.percent(budget.limit)))
 
 
 def _spoken(label: str) -> str:
@@ -409,38 +460,66 @@ def _achieved(row: Row) -> Markdown:
 def readings(material: Material) -> dict[str, Markdown]:
     """How to read each picture and what it shows, by the picture's file name without its end."""
     return {
-        "business_summary": Markdown(
-            "*How to read it.* Each row is a candidate at its cheapest load level within every "
-            "budget, or where there is none, at the one that misses fewest budgets. Dashed lines "
-            "are budgets; a black line at a bar's end is a within-run 95 % interval."
-        ),
-        "error_rates": Markdown(
-            "*How to read it.* Each field is a stage, with the failed share of its measured "
-            "requests. A latency beside failures tells only of the requests that survived. {}"
-        ).fill(_failures_overall(material.metrics)),
-        "tokens_vs_latency": Markdown(
-            "*How to read it.* Each point is a measured request that succeeded. Latency that rises "
-            "with the prompt's tokens is time spent reading the prompt; latency that rises with "
-            "the requests in flight is time spent waiting or sharing. {}"
-        ).fill(_points_drawn(material)),
-        "concurrency_vs_inference_latency": Markdown(
-            "*How to read it.* A line that stays flat has capacity to spare; where latency grows "
-            "in proportion to concurrency, requests wait for each other. Error bars are within-run "
-            "95 % intervals, a cross is a stage of which no latency came. {}"
-        ).fill(_growth(material)),
+        "business_summary": _read_prices(material),
+        "error_rates": _read_failures(material.metrics),
+        "tokens_vs_latency": _read_points(material),
+        "concurrency_vs_inference_latency": _read_growth(material),
     }
 
 
-def _failures_overall(metrics: pd.DataFrame) -> str:
+def _has_figures(material: Material) -> bool:
+    """Whether a request of the summary's workload was measured."""
+    metrics = material.metrics
+    return bool(metrics.loc[metrics["workload"] == material.workload, "n_requests"].sum())
+
+
+def _read_prices(material: Material) -> Markdown:
+    if not _has_figures(material):
+        return _NO_FIGURES
+    lines = ("", "The dashed line is a budget. ", "Dashed lines are budgets. ")
+    return Markdown(
+        "*How to read it.* {} {}A black line at a bar's end is a within-run 95 % interval."
+    ).fill(
+        "Each row is a load level of the only candidate."
+        if len(material.experiments) == 1
+        else "Each row is a candidate at its cheapest load level within every budget, or where "
+        "there is none, at the one that misses fewest budgets.",
+        Markdown(lines[min(2, n_budget_lines(material))]),
+    )
+
+
+def _read_failures(metrics: pd.DataFrame) -> Markdown:
     n, n_failed = int(metrics["n_requests"].sum()), int(metrics["n_failed"].sum())
-    return f"Of {wording.plural(n, 'measured request')}, {n_failed:,} failed."
+    if not n:
+        return _NO_FIGURES
+    return Markdown(
+        "*How to read it.* Each field is a stage, with the failed share of its measured "
+        "requests. A latency beside failures tells only of the requests that survived. "
+        "Of {}, {} failed."
+    ).fill(wording.plural(n, "measured request"), f"{n_failed:,}")
 
 
-def _points_drawn(material: Material) -> str:
+def _read_points(material: Material) -> Markdown:
     n = len(measured_points(material.requests))
-    if n <= MOST_POINTS:
-        return f"All {n:,} are drawn."
-    return f"Of {n:,}, {MOST_POINTS:,} are drawn, chosen by a seeded draw."
+    if not n:
+        is_measured = bool(material.metrics["n_requests"].sum())
+        return Markdown("No figures: no request succeeded.") if is_measured else _NO_FIGURES
+    drawn = f"Of {n:,}, {MOST_POINTS:,} are drawn, chosen by a seeded draw."
+    return Markdown(
+        "*How to read it.* Each point is a measured request that succeeded. Latency that rises "
+        "with the prompt's tokens is time spent reading the prompt; latency that rises with "
+        "the requests in flight is time spent waiting or sharing. {}"
+    ).fill(drawn if n > MOST_POINTS else f"All {n:,} are drawn.")
+
+
+def _read_growth(material: Material) -> Markdown:
+    if not _has_figures(material):
+        return _NO_FIGURES
+    return Markdown(
+        "*How to read it.* A line that stays flat has capacity to spare; where latency grows "
+        "in proportion to concurrency, requests wait for each other. Error bars are within-run "
+        "95 % intervals, a cross is a stage of which no latency came. {}"
+    ).fill(_growth(material))
 
 
 def _growth(material: Material) -> Markdown:
@@ -482,12 +561,17 @@ def _window(material: Material) -> Markdown:
     phases = material.requests["phase"].value_counts()
     counts = [f"{phases.get(phase, 0):,}" for phase in ("warmup", "measured", "drain")]
     n_cut_off = int(cut_off(material.requests).sum())
-    ended = f"; {n_cut_off:,} of these were cut off when their stage ended" if n_cut_off else ""
+    ended = f"; {n_cut_off:,} of the drain requests were cut off when their stage ended"
     return Markdown(
         "Each stage is a closed loop: as soon as one answer ends, the next request starts. Load "
         "runs before, through and after a fixed window; {} warm-up, {} measured and {} drain "
-        "requests were sent{}. {}"
-    ).fill(*counts, ended, _kept_in_flight(material.metrics))
+        "requests were sent{}. {}{}"
+    ).fill(
+        *counts,
+        ended if n_cut_off else "",
+        _kept_in_flight(material.metrics),
+        _load_not_held(material.metrics),
+    )
 
 
 def _kept_in_flight(metrics: pd.DataFrame) -> str:
@@ -497,6 +581,23 @@ def _kept_in_flight(metrics: pd.DataFrame) -> str:
     low, high = wording.percent(kept.min()), wording.percent(kept.max())
     span = low if low == high else f"{low} to {high}"
     return f"Over the windows, {span} of the asked number were in flight on average."
+
+
+def _load_not_held(metrics: pd.DataFrame) -> Markdown:
+    """The stages in which clearly less was in flight than asked; nothing where there are none."""
+    slack = metrics[metrics["mean_in_flight"] < _HELD * metrics["concurrency"]]
+    if slack.empty:
+        return Markdown("")
+    stages = [
+        Markdown("{} on {} at a concurrency of {}").fill(
+            code(name), code(workload), joined(one["concurrency"])
+        )
+        for (name, workload), one in slack.groupby(["experiment_name", "workload"], sort=False)
+    ]
+    return Markdown(
+        " Less than {} of it was in flight for {}: there the client or the endpoint's connections "
+        "did not keep the load up, and the figures are those of a lower load."
+    ).fill(wording.percent(_HELD), joined(stages, "; and "))
 
 
 def _definitions() -> Markdown:

@@ -41,6 +41,7 @@ def report_html(
     contents = list(_with_anchors(tokens))
     for token in _inline(tokens):
         _embed(token, pictures)
+    _frame_pictures(tokens)
     _dress_tables(tokens)
     body = Markup(parser.renderer.render(tokens, parser.options, {}))
     template = _environment().get_template("report.html.j2")
@@ -119,6 +120,14 @@ def _embed(token: Token, pictures: Mapping[str, bytes]) -> None:
     if token.type == "image":
         encoded = base64.b64encode(pictures[str(token.attrs["src"])]).decode("ascii")
         token.attrSet("src", f"data:image/png;base64,{encoded}")
+
+
+def _frame_pictures(tokens: Sequence[Token]) -> None:
+    """A picture scrolls within its own frame where the page is too narrow to read it."""
+    for token, inline in pairwise(tokens):
+        if token.type == "paragraph_open" and any(c.type == "image" for c in inline.children or []):
+            frame = {"class": "picture", "role": "region", "tabindex": "0", "aria-label": "Picture"}
+            token.attrs.update(frame)
 
 
 def _dress_tables(tokens: Sequence[Token]) -> None:

@@ -78,7 +78,7 @@ def business_summary(material: Material) -> Figure:
     Where there is one experiment only: of each of its stages.
     """
     bars = _bars(material)
-    height_in = 0.52 if len(bars) <= _MOST_TALL_ROWS else 0.27
+    height_in = 0.6 if len(bars) <= _MOST_TALL_ROWS else 0.27
     figure = fitted_figure(1.5 + height_in * len(bars))
     panels = figure.subplots(1, 3, sharey=True)
     for axes, panel in zip(panels, _panels(material), strict=True):
@@ -90,6 +90,12 @@ def business_summary(material: Material) -> Figure:
     _legend(figure, bars)
     figure.suptitle(_title(material), fontsize=11, color=INK)
     return figure
+
+
+def n_budget_lines(material: Material) -> int:
+    """How many budgets lie on their panel's scale, so that the picture has a line for them."""
+    bars = _bars(material)
+    return sum(_limit_shown(bars, panel) < math.inf for panel in _panels(material))
 
 
 def _title(material: Material) -> str:
@@ -106,7 +112,7 @@ def _bars(material: Material) -> list[_Bar]:
     names = short_names([experiment.name for experiment in material.experiments], 30)
     bars = [
         _Bar(
-            _label(stage, names[stage.experiment], tall),
+            _label(stage, names[stage.experiment], tall) + (_shortcomings(stage, material) * tall),
             material.row(stage),
             _price(stage),
             _kind(stage, material),
@@ -150,6 +156,21 @@ def _label(stage: StageVerdict, name: str, tall: bool) -> str:
     return f"{name}\n{plain(shortened(stage.instance_type, 18))}, {stage.concurrency} in flight"
 
 
+def _shortcomings(stage: StageVerdict, material: Material) -> str:
+    """A line of label with the budgets that a stage misses or leaves undecided; "" without any."""
+    if material.row(stage)["status"] != "ok":
+        return ""
+    names = {budget.metric: budget.label for budget in material.decision.budgets}
+    names["usd_per_10k_txn"] = "price"
+    verdicts = {"FAIL": "misses", "UNDECIDED": "not decided:"}
+    parts = [
+        f"{words} {', '.join(names[c.metric] for c in stage.checks if c.verdict == verdict)}"
+        for verdict, words in verdicts.items()
+        if any(c.verdict == verdict for c in stage.checks)
+    ]
+    return f"\n{shortened('; '.join(parts), 38)}" if parts else ""
+
+
 def _panels(material: Material) -> tuple[_Panel, ...]:
     budgets = {budget.metric: budget for budget in material.decision.budgets}
     price, latency = budgets.get("usd_per_10k_txn"), budgets.get("latency_mean")
@@ -163,18 +184,29 @@ def _panels(material: Material) -> tuple[_Panel, ...]:
 def _draw_panel(axes: Axes, bars: Sequence[_Bar], panel: _Panel) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    values = [float(bar.row[panel.column]) for bar in bars]
-    top = max((value for value in values if math.isfinite(value)), default=0.0) or 1.0
     for place, bar in enumerate(bars):
         _draw_bar(axes, place, bar, panel)
-    limit = panel.budget.limit if panel.budget else math.inf
-    shown = limit <= 3 * top
+    limit = _limit_shown(bars, panel)
+    shown = limit < math.inf
     if shown:
         axes.axvline(limit, zorder=3, **BUDGET)
-    axes.set_xlim(0, max(top, limit if shown else 0) * 1.42)  # room for numbers at the bars' ends
+    end = max(_top(bars, panel), limit if shown else 0) * 1.42  # room for numbers at bars' ends
+    axes.set_xlim(0, end)
     axes.set_title(_panel_title(panel, shown), **TITLE)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    ticks = MaxNLocator(nbins=3).tick_values(0, end)
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= 0.85 * end])  # clear of the next panel
     quiet(axes, grid="x")
+
+
+def _top(bars: Sequence[_Bar], panel: _Panel) -> float:
+    values = [float(bar.row[panel.column]) for bar in bars]
+    return max((value for value in values if math.isfinite(value)), default=0.0) or 1.0
+
+
+def _limit_shown(bars: Sequence[_Bar], panel: _Panel) -> float:
+    """The panel's budget where it lies on the scale of its bars; infinite where no line is."""
+    limit = panel.budget.limit if panel.budget else math.inf
+    return limit if limit <= 3 * _top(bars, panel) else math.inf
 
 
 def _panel_title(panel: _Panel, shown: bool) -> str:

@@ -92,7 +92,7 @@ def _criteria(material: Material) -> dict[str, str]:
 
 
 def _failed_row(row: Row, stage: StageVerdict, metrics: list[str]) -> list[object]:
-    checks = {check.metric: check for check in stage.checks}
+    checks = {check.metric: check for check in stage.checks if row["status"] == "ok"}
     cells = [_judged(figure(row, metric), checks.get(metric)) for metric in metrics]
     return [row["experiment_name"], row["payload_file"], row["concurrency"], *cells]
 
@@ -126,9 +126,10 @@ def costs_table(costs: pd.DataFrame) -> Markdown:
 def stages_table(material: Material) -> Markdown:
     """Every planned stage with its latencies, rate, price and verdict, run or not."""
     columns = (
-        *("experiment", "dataset", "concurrency", "requests", "error rate", "TTFT mean, ms"),
-        *("TTFT p95, ms", "TPOT mean, ms", "latency mean, s", "latency p50, s"),
-        *("latency p95, s", "latency p99, s", "transactions/min", "USD per 10k", "budgets"),
+        *("experiment", "dataset", "concurrency", "budgets", "requests", "error rate"),
+        *("USD per 10k", "latency mean, s", "TTFT mean, ms", "TPOT mean, ms"),
+        *("transactions/min", "latency p50, s", "latency p95, s", "latency p99, s"),
+        "TTFT p95, ms",
     )
     return table(columns, (_stage_row(material.row(s), s) for s in material.decision.stages))
 
@@ -139,26 +140,29 @@ def _stage_row(row: Row, stage: StageVerdict) -> list[object]:
         row["experiment_name"],
         row["workload"],
         row["concurrency"],
+        _verdict(row, stage),
         row["n_requests"],
         figure(row, "error_rate", wording.percent),
-        _with_interval(row, "ttft_s_mean", milliseconds),
-        figure(row, "ttft_s_p95", milliseconds),
-        figure(row, "tpot_s_mean", milliseconds),
+        _with_interval(row, "usd_per_10k_txn", wording.fixed),
         _with_interval(row, "latency_mean", wording.fixed),
-        *(figure(row, f"latency_{p}") for p in ("p50", "p95", "p99")),
+        _with_interval(row, "ttft_s_mean", milliseconds, per_unit=1000),
+        figure(row, "tpot_s_mean", milliseconds),
         figure(row, "transactions_per_minute", wording.whole),
-        figure(row, "usd_per_10k_txn"),
-        _verdict(row, stage),
+        *(figure(row, f"latency_{p}") for p in ("p50", "p95", "p99")),
+        figure(row, "ttft_s_p95", milliseconds),
     ]
 
 
-def _with_interval(row: Row, column: str, words: Any) -> str:
-    """A mean, then its within-run interval in brackets where the metrics hold one."""
+def _with_interval(row: Row, column: str, words: Any, per_unit: int = 1) -> str:
+    """A figure, then its within-run interval in brackets where the metrics hold one.
+
+    `words` shows `per_unit` times the value; the interval gets the figure's decimals.
+    """
     low, high = (row.get(f"{column}_ci_{end}", math.nan) for end in ("low", "high"))
     text = figure(row, column, words)
     if not (math.isfinite(low) and math.isfinite(high)):
         return text
-    return f"{text} ({words(low)} to {words(high)})"
+    return f"{text} ({wording.like(text, low * per_unit)} to {wording.like(text, high * per_unit)})"
 
 
 def _verdict(row: Row, stage: StageVerdict) -> str:

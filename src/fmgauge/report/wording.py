@@ -46,7 +46,12 @@ def seconds(value: float) -> str:
 def milliseconds(value_s: float) -> str:
     """Seconds as milliseconds, without the unit."""
     milli = value_s * 1000
-    return f"{milli:.0f}" if milli >= 100 else f"{milli:.3g}"
+    return f"{milli:.0f}" if milli >= 100 or milli == 0 else f"{milli:.{decimals(milli / 10) - 1}f}"
+
+
+def like(shown: str, value: float) -> str:
+    """`value` with as many decimals as the number that `shown` is."""
+    return f"{value:.{len(shown.partition('.')[2])}f}"
 
 
 def price(value: float) -> str:
