@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from fmgauge import __version__
 from fmgauge.config import load_config
 from fmgauge.errors import ConfigError
@@ -461,6 +465,27 @@ def test_every_run_is_found(project):
 def test_no_runs_are_found_where_there_are_no_results(project):
     """Without a results folder there are no runs."""
     assert find_run_folders() == []
+
+
+def test_the_commit_is_the_program_s_own(project):
+    """A program copied into another checkout does not take that one's commit for its own."""
+    shutil.copytree(ROOT / "src" / "fmgauge", project / "venv" / "lib" / "fmgauge")
+    commands = ["git init -q .", "git -c user.name=x -c user.email=x commit -q --allow-empty -m x"]
+    for line in commands:
+        subprocess.run(line.split(), cwd=project, check=True)
+    code = "from fmgauge.runs import open_run, read_manifest as read;"
+    code += "print(read(open_run('config.yml', 'elsewhere'))['commit'])"
+
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project / "venv" / "lib")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert told.stdout.strip() == "None"
 
 
 def test_a_damaged_run_s_folder_is_found(project):

@@ -360,8 +360,14 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The source's git commit where it is run from a checkout, else None."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The source's git commit where it is run from its own checkout, else None.
+
+    Installed below some other checkout, that one's commit would say nothing of this program.
+    """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
