@@ -459,6 +459,15 @@ def test_token_prices_are_the_mean_over_successes():
     assert found["usd_per_1m_total_tokens"] == close(spent / 212 * 1e6)
 
 
+def test_warm_up_alone_has_no_price():
+    """Warm-up answers that reach into the window do not price a stage that served nothing."""
+    found = summary(record(phase="warmup"), failed())
+
+    assert found["request_rate"] > 0
+    assert math.isnan(found["price_per_txn"])
+    assert math.isnan(found["usd_per_1m_total_tokens"])
+
+
 def test_an_hourly_price_is_as_uncertain_as_the_mean_latency():
     """In a closed loop the rate is the number in flight over the mean latency."""
     found = summary(*(whole(1.0, 1.2 + 0.01 * (n * 7 % 11)) for n in range(40)))

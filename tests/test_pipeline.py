@@ -15,7 +15,9 @@ import pytest
 from conftest import QUICKSTART, processes_of, small_overrides, until
 from fmgauge.config import planned_stages
 from fmgauge.pipeline.notebooks import NOTEBOOKS, notebooks_folder
-from fmgauge.runs import find_run
+from fmgauge.pipeline.sequence import missing_steps
+from fmgauge.records import write_json
+from fmgauge.runs import find_run, open_run
 
 ENDED_WITHIN_S = 30.0
 
@@ -44,6 +46,35 @@ def outstanding(folder: Path) -> set[str]:
         kind: {e["name"] for e in events if e["event"] == kind} for kind in ("created", "deleted")
     }
     return named["created"] - named["deleted"]
+
+
+STAGES, DECISION, REPORT = "stages", "decision.json", "report.html"
+
+
+@pytest.mark.parametrize(
+    ("written", "needed"),
+    [
+        ([], NOTEBOOKS[1:5]),
+        ([STAGES], NOTEBOOKS[3:5]),
+        ([STAGES, DECISION], NOTEBOOKS[4:5]),
+        ([STAGES, DECISION, REPORT], ()),
+        ([DECISION, REPORT, STAGES], NOTEBOOKS[3:5]),
+        ([STAGES, REPORT, DECISION], NOTEBOOKS[4:5]),
+    ],
+    ids=lambda value: "-".join(value) or "nothing",
+)
+def test_a_step_is_needed_where_its_files_are_missing_or_old(tmp_path, written, needed):
+    """Files in the order of writing: what is older than what it is made from is made anew."""
+    run = open_run(QUICKSTART, "half", [f"run.results_dir={tmp_path}"])
+    for workload in run.config.workloads:
+        write_json(run.payloads_path(workload.name), {})
+    stages = [run.stage_folder(s.key) / "stage.json" for s in planned_stages(run.config)]
+    for at_s, name in enumerate(written, start=1_000_000):
+        for path in stages if name == STAGES else [run.folder / name]:
+            write_json(path, {})
+            os.utime(path, (at_s, at_s))
+
+    assert missing_steps(run) == needed
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

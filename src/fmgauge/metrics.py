@@ -76,6 +76,13 @@ def _with_interval(name: str) -> tuple[str, str, str]:
     return name, f"{name}_ci_low", f"{name}_ci_high"
 
 
+_PRICE_COLUMNS = (
+    *_with_interval("price_per_txn"),
+    *_with_interval("usd_per_10k_txn"),
+    *("usd_per_1m_output_tokens", "usd_per_1m_total_tokens"),
+)
+
+
 def _columns() -> tuple[str, ...]:
     """Every column of metrics.csv in order, the seed's first."""
     latency_bounds = [column for s in STATISTICS for column in _with_interval(f"latency_{s}")]
@@ -85,8 +92,7 @@ def _columns() -> tuple[str, ...]:
         *("workload", "stage", "model", "status", "duration_s"),
         *("request_rate", "goodput_per_min", "mean_in_flight"),
         *("n_requests", "n_ok", "n_failed", *(f"n_{status}" for status in FAILURES)),
-        *("price_per_txn_ci_low", "price_per_txn_ci_high", *_with_interval("usd_per_10k_txn")),
-        *("usd_per_1m_output_tokens", "usd_per_1m_total_tokens"),
+        *(column for column in _PRICE_COLUMNS if column not in SEED_COLUMNS),
         *(column for column in latency_bounds if column not in SEED_COLUMNS),
         *families,
         *(f"send_delay_s_{statistic}" for statistic in STATISTICS),
@@ -458,7 +464,10 @@ def _defined(requests: pd.DataFrame, name: str) -> Floats:
 def _prices(
     price: Price, rates: dict[str, Value], measured: pd.DataFrame, latencies: dict[str, Value]
 ) -> dict[str, Value]:
+    """What a stage's transactions cost; no price where none that was measured succeeded."""
     ok = measured[measured["ok"]]
+    if ok.empty:
+        return dict.fromkeys(_PRICE_COLUMNS, math.nan)
     per_txn, per_output, per_total = (
         _token_prices(price, ok)
         if price.usd_per_hour is None

@@ -25,13 +25,13 @@ from fmgauge.pipeline.notebooks import (
 )
 from fmgauge.pipeline.preflight import check_loaded
 from fmgauge.records import read_endpoints
-from fmgauge.runs import Run, mark_step, new_run_id, now_utc, open_run, read_manifest
+from fmgauge.runs import Run, mark_step, new_run_id, now_utc, open_run
 
 EXIT_STEP_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_NO_CANDIDATE = 3
 EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
-PREPARE, DEPLOY, INFER, METRICS, REPORT, CLEAN_UP = NOTEBOOKS
+_, DEPLOY, INFER, METRICS, REPORT, CLEAN_UP = NOTEBOOKS
 _log = logging.getLogger("fmgauge.pipeline")
 
 
@@ -72,23 +72,23 @@ def rebuild_report(run: Run) -> int:
 def missing_steps(run: Run) -> tuple[str, ...]:
     """The notebooks that `run` still lacks, in order; clean-up is not among them.
 
-    A step is needed where its files are missing, and every step after a needed one is too.
+    A step is needed where its last file is missing or older than what it is made from, as for
+    `make`, and so is every step after a needed one: also where a step was run by hand in between.
     """
-    stages_left = [
-        stage for stage in planned_stages(run.config) if not run.stage_folder(stage.key).exists()
-    ]
     payloads = [run.payloads_path(workload.name) for workload in run.config.workloads]
     if not all(path.exists() for path in payloads):
         return NOTEBOOKS[:-1]
-    if stages_left:
+    stages = [run.stage_folder(stage.key) / "stage.json" for stage in planned_stages(run.config)]
+    if not all(path.exists() for path in stages):
         return (DEPLOY, INFER, METRICS, REPORT)
-    if not run.decision_path.exists() or not _is_done(run, METRICS):
+    if not _is_current(run.decision_path, stages):
         return (METRICS, REPORT)
-    return () if _is_done(run, REPORT) and (run.folder / "report.html").exists() else (REPORT,)
+    return () if _is_current(run.folder / "report.html", [run.decision_path]) else (REPORT,)
 
 
-def _is_done(run: Run, step: str) -> bool:
-    return bool(read_manifest(run)["steps"].get(step, {}).get("state") == "done")
+def _is_current(made: Path, sources: Sequence[Path]) -> bool:
+    newest = max(source.stat().st_mtime_ns for source in sources)
+    return made.exists() and made.stat().st_mtime_ns >= newest
 
 
 def _as_typed(config_path: Path, overrides: Sequence[str]) -> str:
