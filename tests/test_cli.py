@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from conftest import QUICKSTART, ROOT
+from conftest import QUICKSTART, ROOT, processes_of, until
 
 GOOD = """\
 run: {name: probe, seed: 7}
@@ -240,6 +244,178 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+# --- serve ---------------------------------------------------------------------------------------
+
+QUICK = "{step_s: 0.001, prefill_token_s: 0, decode_sequence_s: 0}"
+SERVED = GOOD.replace("{kind: llamacpp}", f"{{kind: simulated, profile: {QUICK}}}").replace(
+    "prices:",
+    GOOD[GOOD.index("  - name: one") : GOOD.index("prices:")]
+    .replace("name: one", "name: two")
+    .replace("{kind: llamacpp}", "{kind: simulated, preset: imitated-7b-on-ml.p4d.24xlarge}")
+    + "prices:",
+)
+
+
+@pytest.fixture
+def serving(project, started, monkeypatch):
+    """Serve a config of two simulated endpoints; gives the process and its addresses, by name."""
+    (project / "served.yml").write_text(SERVED)
+    folder = project / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+
+    def serve(*options, endpoints=2):
+        process = started("serve", "served.yml", *options)
+        output = project / "output-0.txt"
+        until(lambda: output.read_text().count("(simulated)") == endpoints)
+        lines = [line.split() for line in output.read_text().splitlines()]
+        return process, {name.rstrip(":"): address for name, address, _ in lines}
+
+    return serve
+
+
+def is_healthy(base_url):
+    """Whether a server answers at this address."""
+    try:
+        address = f"{base_url.removesuffix('/v1')}/health"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return json.loads(answer.read()) == {"status": "ok"}
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_serve_answers_until_it_is_told_to_stop(project, serving, number, code):
+    """Every simulated endpoint answers at its address; after the signal nothing is left of them."""
+    process, addresses = serving()
+    assert [is_healthy(addresses[name]) for name in ("one", "two")] == [True, True]
+
+    process.send_signal(number)
+
+    assert process.wait(20) == code
+    assert [is_healthy(address) for address in addresses.values()] == [False, False]
+    assert processes_of(project) == []
+    assert list((project / "temporary").iterdir()) == []
+    assert not (project / "results").exists()
+
+
+def test_serve_ends_with_its_servers_when_it_is_killed(project, serving):
+    """What SIGKILL leaves behind ends itself within seconds."""
+    process, addresses = serving()
+
+    process.kill()
+
+    until(lambda: processes_of(project / "temporary") == [], deadline_s=30)
+    assert [is_healthy(address) for address in addresses.values()] == [False, False]
+
+
+def test_serve_takes_one_experiment_and_a_port(serving):
+    """The one endpoint that was asked for listens on the port that was asked for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    _, addresses = serving("--experiment", "two", "--port", port, endpoints=1)
+
+    assert addresses == {"two": f"http://127.0.0.1:{port}/v1"}
+    assert is_healthy(addresses["two"])
+
+
+def test_serve_tells_that_its_port_is_taken(project, serving, fmgauge):
+    """A step that failed, with the address; the servers that did come up are ended."""
+    _, addresses = serving("--experiment", "one", endpoints=1)
+    port = addresses["one"].removesuffix("/v1").rpartition(":")[2]
+
+    done = fmgauge("serve", "served.yml", "--port", port)
+
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert is_healthy(addresses["one"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "options", "expected"),
+    [
+        (
+            SERVED,
+            GOOD,
+            [],
+            ["bad.yml", "no experiment has a simulated endpoint", "kind: simulated"],
+        ),
+        ("", "", ["--experiment", "tow"], ["--experiment", "'tow'", "Did you mean 'two'?"]),
+        ("p4d.24xlarge", "p4d.24xlrge", [], ["bad.yml:17", "preset", "p4d.24xlarge'?"]),
+    ],
+)
+def test_serve_tells_that_there_is_nothing_to_serve(
+    project, fmgauge, before, after, options, expected
+):
+    """Exit code 2 and a remedy, before anything is started."""
+    (project / "bad.yml").write_text(SERVED.replace(before, after, 1))
+
+    done = fmgauge("serve", "bad.yml", *options)
+
+    assert done.returncode == 2
+    assert [part for part in expected if part not in done.stderr] == []
+
+
+def test_an_unknown_preset_is_found_by_check(project, fmgauge):
+    """`check` names the line and the nearest preset."""
+    (project / "bad.yml").write_text(SERVED.replace("p4d.24xlarge", "p4d.24xlrge"))
+
+    done = fmgauge("check", "bad.yml")
+
+    assert done.returncode == 2
+    assert "bad.yml:17: experiments.1.endpoint.preset" in done.stderr
+    assert "imitated-7b-on-ml.p4d.24xlarge" in done.stderr
+
+
+# --- make run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Run `make run` with an fmgauge that only says how it was called; its output."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+
+    def make(*, engine, **variables):
+        (tmp_path / "xllamacpp.py").write_text("raise ImportError('no such wheel')")
+        path = "" if engine else f"PYTHONPATH={tmp_path} "
+        scripts = {"python": f'{path}exec {sys.executable} "$@"', "fmgauge": 'echo fmgauge "$@"'}
+        for name, script in scripts.items():
+            (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tools / name).chmod(0o755)
+        settings = [f"{name}={value}" for name, value in {"BIN": tools, **variables}.items()]
+        command = ["make", "--assume-old", ".venv/ready", "run", *settings]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr + done.stdout
+
+    return make
+
+
+def test_make_run_measures_the_quickstart_where_the_engine_works(make_run):
+    """The real engine is what `make run` is for."""
+    assert make_run(engine=True).splitlines() == ["fmgauge run configs/quickstart.yml"]
+
+
+def test_make_run_simulates_where_there_is_no_engine(make_run):
+    """It says why, and that what follows is simulated."""
+    output = make_run(engine=False)
+
+    assert "no such wheel" in output
+    assert "simulated servers" in output
+    assert output.splitlines()[-1] == "fmgauge run configs/simulated-instances.yml"
+
+
+def test_make_run_measures_the_config_that_was_asked_for(make_run):
+    """A config of the user's own is never replaced."""
+    output = make_run(engine=False, CONFIG="configs/openai-endpoint.yml")
+
+    assert output.splitlines() == ["fmgauge run configs/openai-endpoint.yml"]
 
 
 def test_every_shipped_config_passes_check(fmgauge):

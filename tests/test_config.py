@@ -44,6 +44,8 @@ NAME_REMEDY = (
     "It becomes a folder's name: begin it with a letter or a digit, and use only letters, digits, "
     "dots, dashes and underscores, 100 characters at most"
 )
+CLOSED = "kind: closed_loop, concurrency: [1, 2], duration_s: 9"
+OPEN = "kind: open_loop, request_rate: [0.5, 2]"
 PATH = "config.yml"
 SCHEME = "does not begin with http:// or https://. Write it like http://localhost:8000/v1"
 
@@ -110,6 +112,64 @@ def test_a_stage_plans_its_warm_up_too():
     assert [stage.planned_s for stage in planned_stages(load(GOOD))] == [14.0] * 5
 
 
+def test_open_loop_stages_are_named_by_rate_and_arrivals():
+    """The rate as it was written; Poisson, the rule, is not named."""
+    constant = "kind: open_loop, request_rate: [2000000], arrivals: constant, requests: 9"
+    loads = f"{{{OPEN}}}\n      - {{{constant}}}"
+    stages = planned_stages(load(changed(f"{{{CLOSED}}}", loads)))[:3]
+
+    assert [stage.name for stage in stages] == ["rate-0.5", "rate-2", "rate-2000000-constant"]
+    assert [stage.request_rate for stage in stages] == [0.5, 2.0, 2e6]
+    assert {stage.concurrency for stage in stages} == {None}
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        (CLOSED, ["1 in flight", "2 in flight"]),
+        (OPEN, ["0.5 requests/s", "2 requests/s"]),
+        ("kind: open_loop, request_rate: [1]", ["1 request/s"]),
+        (f"{OPEN}, arrivals: constant", ["0.5 requests/s (constant)", "2 requests/s (constant)"]),
+        (
+            "kind: open_loop, request_rate: [2], arrivals: ramp, ramp_to_rate: 5",
+            ["3.5 requests/s (mean of a ramp)"],
+        ),
+    ],
+)
+def test_a_load_level_has_one_label(given, labels):
+    """Requests in flight, or requests a second; of a ramp, the mean of its ends."""
+    config = load(changed(CLOSED, given))
+    stages = [stage for stage in planned_stages(config) if stage.experiment.name == "one"]
+
+    assert [stage.label for stage in stages if stage.workload.name == "short"] == labels
+
+
+@pytest.mark.parametrize(
+    ("given", "ends", "planned_s"),
+    [
+        ("", (60.0, None), 65.0),
+        (", duration_s: 9", (9.0, None), 14.0),
+        (", requests: 100", (None, 100), None),
+        (", requests: 100, duration_s: 9", (9.0, 100), 14.0),
+        (", requests: null", (60.0, None), 65.0),
+    ],
+)
+def test_a_window_ends_by_time_by_count_or_by_the_first_of_both(given, ends, planned_s):
+    """60 s where neither is given; a count alone leaves the planned time unknown."""
+    config = load(changed(", duration_s: 9", given))
+    own = config.experiment("one").load[0]
+
+    assert (own.duration_s, own.requests) == ends
+    assert planned_stages(config)[0].planned_s == planned_s
+
+
+def test_what_only_a_count_ends_is_planned_for_its_warm_up_at_least():
+    """Nobody knows how long the requests take."""
+    stage = planned_stages(load(changed("duration_s: 9", "requests: 10, warmup_s: 3")))[0]
+
+    assert stage.least_planned_s == 3.0
+
+
 # --- one field ------------------------------------------------------------------------------------
 
 RESTS = {
@@ -121,7 +181,7 @@ RESTS = {
     "unknown key, nothing near": (
         "seed: 7",
         "xyzzy: 7",
-        "config.yml:1: run.xyzzy: unknown key. Use one of name, results_dir, seed",
+        "config.yml:1: run.xyzzy: unknown key. Use one of name, results_dir, seed, workers",
     ),
     "unknown key in a variant": (
         "parallel: 4",
@@ -131,8 +191,8 @@ RESTS = {
     "key of another variant": (
         "parallel: 4",
         "base_url: http://h",
-        "config.yml:18: experiments.1.endpoint.base_url: unknown key. "
-        "Use one of context_tokens, gguf, kind, layers, parallel, threads, width",
+        "config.yml:18: experiments.1.endpoint.base_url: belongs to kind: openai, not to "
+        "kind: llamacpp. Remove it, or change the kind",
     ),
     "missing key": (
         "name: probe, ",
@@ -241,7 +301,7 @@ RESTS = {
         "duration_s: 9",
         "duration_s: 0",
         "config.yml:15: experiments.0.load.0.duration_s: must be more than 0, not 0. "
-        "Change it (Length of the measured window)",
+        "Change it (Length of the measured window; 60 where requests is not given)",
     ),
     "a share above 1": (
         "error_rate: 0.5",
@@ -273,11 +333,55 @@ RESTS = {
         "config.yml:7: workloads.1.source.kind: this key is missing. "
         "Add it: one of jsonl, python_docs, synthetic, huggingface",
     ),
-    "an unknown kind of the only kind": (
+    "an unknown kind of load": (
         "kind: closed_loop",
         "kind: open_lop",
-        "config.yml:15: experiments.0.load.0.kind: must be 'closed_loop', not \"open_lop\". "
-        "Change it (A fixed number of requests in flight)",
+        "config.yml:15: experiments.0.load.0.kind: there is no kind 'open_lop'. "
+        "Did you mean 'open_loop'?",
+    ),
+    "a key of the other kind of load": (
+        f"{{{CLOSED}}}",
+        f"{{{OPEN}, think_time_s: 1}}",
+        "config.yml:15: experiments.0.load.0.think_time_s: belongs to kind: closed_loop, not to "
+        "kind: open_loop. Remove it, or change the kind",
+    ),
+    "a rate of 0": (
+        CLOSED,
+        "kind: open_loop, request_rate: [2, 0]",
+        "config.yml:15: experiments.0.load.0.request_rate.1: must be more than 0, not 0. "
+        "Change it (Mean arrivals per second; one stage each)",
+    ),
+    "a negative rate": (
+        CLOSED,
+        "kind: open_loop, request_rate: [-1.5]",
+        "config.yml:15: experiments.0.load.0.request_rate.0: must be more than 0, not -1.5. "
+        "Change it (Mean arrivals per second; one stage each)",
+    ),
+    "no rate": (
+        CLOSED,
+        "kind: open_loop, request_rate: []",
+        "config.yml:15: experiments.0.load.0.request_rate: must not be empty. "
+        "Fill it (Mean arrivals per second; one stage each)",
+    ),
+    "a burstiness that no gap survives": (
+        CLOSED,
+        f"{OPEN}, arrivals: gamma, burstiness: 0.001",
+        "config.yml:15: experiments.0.load.0.burstiness: must be at least 0.01, not 0.001. Change "
+        "it (Shape of the gamma distribution: 1 is Poisson, less is burstier, more is smoother. "
+        "Only with arrivals: gamma)",
+    ),
+    "a negative think time": (
+        "duration_s: 9",
+        "duration_s: 9, think_time_s: -1",
+        "config.yml:15: experiments.0.load.0.think_time_s: must be at least 0, not -1. Change it "
+        "(Pause of each user between an answer and the next question; requests in flight are "
+        "then fewer than users)",
+    ),
+    "no worker": (
+        "seed: 7",
+        "workers: 0",
+        "config.yml:1: run.workers: must be at least 1, not 0. Change it (Processes that share "
+        "every stage's load; without it, one for each core but one, at least 1)",
     ),
     "a fault below a dotted key": (
         "{local-cpu: 0.1}",
@@ -408,6 +512,20 @@ FLOATS = {
     "duration_s": ("duration_s: 9", "duration_s: {}", "experiments.0.load.0.duration_s", 15),
     "warmup_s": ("duration_s: 9", "warmup_s: {}", "experiments.0.load.0.warmup_s", 15),
     "timeout_s": ("duration_s: 9", "timeout_s: {}", "experiments.0.load.0.timeout_s", 15),
+    "request_rate": (
+        CLOSED,
+        "kind: open_loop, request_rate: [{}]",
+        "experiments.0.load.0.request_rate.0",
+        15,
+    ),
+    "ramp_to_rate": (
+        CLOSED,
+        "kind: open_loop, request_rate: [1], ramp_to_rate: {}",
+        "experiments.0.load.0.ramp_to_rate",
+        15,
+    ),
+    "think_time_s": ("duration_s: 9", "think_time_s: {}", "experiments.0.load.0.think_time_s", 15),
+    "drain_s": ("duration_s: 9", "drain_s: {}", "experiments.0.load.0.drain_s", 15),
     "error_rate": ("error_rate: 0.5", "error_rate: {}", "budgets.error_rate", 22),
     "ttft_s": ("error_rate: 0.5", "ttft_s: {{p99: {}}}", "budgets.ttft_s.p99", 22),
     "spend_usd": ("error_rate: 0.5", "spend_usd: {}", "budgets.spend_usd", 22),
@@ -515,6 +633,66 @@ CROSS = {
         "config.yml:15: experiments.0.load.0.concurrency.2: concurrency 1 stands twice. "
         "Keep one of them",
     ),
+    "a request rate twice": (
+        CLOSED,
+        "kind: open_loop, request_rate: [0.5, 0.5]",
+        "config.yml:15: experiments.0.load.0.request_rate.1: request rate 0.5 stands twice. "
+        "Keep one of them",
+    ),
+    "a window without an end": (
+        "duration_s: 9",
+        "duration_s: null",
+        "config.yml:15: experiments.0.load.0.duration_s: nothing ends the window. "
+        "Give duration_s, requests, or both",
+    ),
+    "a ramp-up that reaches into the window": (
+        "duration_s: 9",
+        "warmup_s: 2, ramp_up_s: 2.5",
+        "config.yml:15: experiments.0.load.0.ramp_up_s: 2.5 would reach into the window: it is "
+        "above warmup_s, which is 2. Lower it, or raise warmup_s",
+    ),
+    "users who think for the whole window": (
+        "duration_s: 9",
+        "duration_s: 9, think_time_s: 9",
+        "config.yml:15: experiments.0.load.0.think_time_s: 9 leaves users no second question: it "
+        "is not below duration_s, which is 9. Lower it, or raise duration_s",
+    ),
+    "burstiness of Poisson arrivals": (
+        CLOSED,
+        f"{OPEN}, burstiness: 2",
+        "config.yml:15: experiments.0.load.0.burstiness: has no meaning with arrivals: poisson. "
+        "Write arrivals: gamma",
+    ),
+    "gamma arrivals without burstiness": (
+        CLOSED,
+        f"{OPEN}, arrivals: gamma",
+        "config.yml:15: experiments.0.load.0.arrivals: gamma needs burstiness. "
+        "Give burstiness beside it",
+    ),
+    "a ramp to nowhere": (
+        CLOSED,
+        f"{OPEN}, arrivals: ramp",
+        "config.yml:15: experiments.0.load.0.arrivals: ramp needs ramp_to_rate. "
+        "Give ramp_to_rate beside it",
+    ),
+    "a ramp of unknown length": (
+        CLOSED,
+        f"{OPEN}, arrivals: ramp, ramp_to_rate: 9, requests: 5",
+        "config.yml:15: experiments.0.load.0.arrivals: a ramp needs a window of known length. "
+        "Give duration_s",
+    ),
+    "more arrivals than memory holds": (
+        CLOSED,
+        "kind: open_loop, request_rate: [1000000]",
+        "config.yml:15: experiments.0.load.0.request_rate.0: 1e+06 would be 6.5e+07 requests in "
+        "one stage, more than 2e+07. Lower it, or shorten the stage",
+    ),
+    "a simulated endpoint of no profile": (
+        "{kind: llamacpp, parallel: 4}",
+        "{kind: simulated}",
+        "config.yml:18: experiments.1.endpoint: a simulated endpoint has either a preset or a "
+        "profile. Give one of the two",
+    ),
     "a token window upside down": (
         "min_tokens: 1,",
         "min_tokens: 101,",
@@ -536,6 +714,20 @@ def test_fields_that_do_not_fit_each_other_are_told(case):
     before, after, expected = CROSS[case]
 
     assert refusal(changed(before, after)) == expected
+
+
+def test_fewer_requests_than_users_are_allowed():
+    """Ten users who ask one question between them: some of them only warm up."""
+    own = load(changed(CLOSED, "kind: closed_loop, concurrency: [10], requests: 1"))
+
+    assert own.experiment("one").load[0].requests == 1
+
+
+def test_a_ramp_up_as_long_as_the_warm_up_fits():
+    """The last first request is then sent when the window begins."""
+    own = load(changed("duration_s: 9", "warmup_s: 2, ramp_up_s: 2"))
+
+    assert own.experiment("one").load[0].ramp_up_s == 2.0
 
 
 def test_a_window_of_one_length_is_not_empty():

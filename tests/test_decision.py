@@ -58,6 +58,10 @@ def stage(concurrency: int = 1, usd: float = 0.01, **changes: Any) -> dict[str, 
         "concurrency": concurrency,
         "workload": "w",
         "stage": f"concurrency-{concurrency}",
+        "kind": "closed_loop",
+        "arrivals": "",
+        "client_limited": "",
+        "held_back": 0,
         "status": "ok",
         "n_requests": 40,
         "n_ok": 40,
@@ -68,6 +72,19 @@ def stage(concurrency: int = 1, usd: float = 0.01, **changes: Any) -> dict[str, 
         "usd_per_10k_txn": usd * 1e4,
     }
     return {**counts, **known, **changes}
+
+
+def rate(request_rate: float = 2.0, **changes: Any) -> dict[str, Any]:
+    """The same stage in open loop, its TTFT of 0.3 s counted from the intended instants."""
+    asked = {
+        "kind": "open_loop",
+        "arrivals": "poisson",
+        "concurrency": None,
+        "request_rate_asked": request_rate,
+        "stage": f"rate-{request_rate:g}",
+        "ttft_s_from_intended_mean": 0.3,
+    }
+    return stage(**{**asked, **changes})
 
 
 def nothing_ok(**changes: Any) -> dict[str, Any]:
@@ -245,6 +262,65 @@ def test_a_stage_that_was_not_run_says_so_in_its_checks():
     assert check.reason == "not run: no such port"
 
 
+# --- open loop ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "level", "label"),
+    [
+        (stage(4), (4, None, None), "4 in flight"),
+        (rate(2.5), (None, 2.5, "poisson"), "2.5 requests/s"),
+        (rate(1.0, arrivals="constant"), (None, 1.0, "constant"), "1 request/s (constant)"),
+    ],
+)
+def test_a_verdict_names_its_load_level(one, level, label):
+    """Requests in flight in closed loop, requests a second in open loop."""
+    verdict = decided({}, one).stages[0]
+
+    assert (verdict.concurrency, verdict.request_rate, verdict.arrivals) == level
+    assert verdict.label == label
+
+
+def test_a_ttft_budget_binds_what_counts_in_each_kind_of_loop():
+    """0.1 s from sending in closed loop; 0.3 s from the intended instant in open loop."""
+    checks = [
+        one.checks[0] for one in decided({"ttft_s": {"mean": 0.2}}, stage(1), rate(2.0)).stages
+    ]
+
+    assert [(c.metric, c.column, c.value, c.verdict) for c in checks] == [
+        ("ttft_s_mean", "ttft_s_mean", 0.1, "PASS"),
+        ("ttft_s_mean", "ttft_s_from_intended_mean", 0.3, "FAIL"),
+    ]
+
+
+def test_too_few_requests_are_told_of_an_open_loop_too():
+    """The percentile that is missing is the one from the intended instants."""
+    check = decided({"ttft_s": {"p95": 1}}, rate()).stages[0].checks[0]
+
+    assert check.reason == "TTFT p95 needs ≥ 72 requests, has 40"
+
+
+def test_both_kinds_of_load_compete_for_one_recommendation():
+    """The cheaper open-loop stage wins, and is named by its rate."""
+    found = answer({"latency_s": {"mean": 1}}, stage(4, usd=0.02), rate(2.0, usd=0.01))
+
+    assert found.reason == (
+        "e on box at 2 requests/s costs $100 per 10k transactions at a mean latency of 0.5 s; "
+        "it is the cheapest of the 2 of 2 stages that meet every budget."
+    )
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.1])
+def test_a_client_that_was_the_bottleneck_is_told_with_the_answer(limit):
+    """Also of the stage that only came closest."""
+    slow = stage(4, client_limited="one core was 97 % busy")
+
+    assert answer({"latency_s": {"mean": limit}}, slow).reason.endswith(
+        " There the client that sent the load was the bottleneck (one core was 97 % busy): "
+        "the figures are partly its own."
+    )
+
+
 # --- the recommendation --------------------------------------------------------------------------
 
 
@@ -261,7 +337,7 @@ def test_the_cheapest_stage_within_budget_is_chosen():
     assert found.chosen is not None
     assert (found.chosen.concurrency, found.closest) == (2, None)
     assert found.reason == (
-        "e on box at concurrency 2 costs $100 per 10k transactions at a mean latency of 0.5 s; "
+        "e on box at 2 in flight costs $100 per 10k transactions at a mean latency of 0.5 s; "
         "it is the cheapest of the 3 of 4 stages that meet every budget."
     )
 
@@ -313,7 +389,7 @@ def test_without_a_winner_the_fewest_failed_budgets_come_closest():
     assert found.closest is not None
     assert found.closest.concurrency == 2
     assert found.reason == (
-        "None of 2 stages meets every budget. Closest is e on box at concurrency 2: "
+        "None of 2 stages meets every budget. Closest is e on box at 2 in flight: "
         "Latency 9 s is above 1 s by 800 %."
     )
 
@@ -463,7 +539,7 @@ def test_decision_json_is_standard_json(name):
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=30))
 def test_any_figure_and_any_words_survive_the_file(tmp_path_factory, value, words):
     """Floats to the last bit and every character."""
-    verdict = StageVerdict("e", "w", "s", 1, words, value, True, ())
+    verdict = StageVerdict("e", "w", "s", None, value, words, words, value, True, ())
     decision = Decision("w", (), (verdict,), (Recommendation("w", None, verdict, None, words),), ())
     path = tmp_path_factory.mktemp("decision") / "decision.json"
 

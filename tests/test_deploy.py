@@ -24,8 +24,10 @@ from fmgauge.config import planned_stages
 from fmgauge.deploy import CleanUpReport, bring_up, clean_up, hold_lease, processes, serving
 from fmgauge.deploy.ledger import LedgerEvent, append, outstanding, read_ledger, times_planned
 from fmgauge.deploy.processes import ProcessId
-from fmgauge.emulator import llamacpp_server
+from fmgauge.emulator import llamacpp_server, simulated_server
 from fmgauge.emulator.lease import expired, read_lease, renew
+from fmgauge.errors import ConfigError
+from fmgauge.load import ask_once
 from fmgauge.records import Endpoint, read_endpoints
 from fmgauge.runs import Run, now_utc, open_run
 from scripted_server import (
@@ -44,6 +46,9 @@ from scripted_server import (
 )
 
 SMALL = {"kind": "llamacpp", "layers": 2, "width": 128, "context_tokens": 512}
+QUICK = {"step_s": 0.001, "prefill_token_s": 0.0, "decode_sequence_s": 0.0}
+SIMULATED = {"kind": "simulated", "profile": QUICK}
+each_kind = pytest.mark.parametrize("wanted", [SMALL, SIMULATED], ids=lambda wanted: wanted["kind"])
 
 
 def config(endpoints: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def servers_of(folder: Path) -> list[int]:
     for process in psutil.process_iter(["cmdline", "status"]):
         arguments = process.info["cmdline"] or []
         ours = any(argument.startswith(f"{folder}{os.sep}") for argument in arguments)
-        if ours and llamacpp_server.MODULE in arguments:
+        if ours and {llamacpp_server.MODULE, simulated_server.MODULE} & {*arguments}:
             found.append(process.pid)
     return found
 
@@ -148,17 +153,21 @@ def test_endpoint_tells_what_it_is_and_when_it_first_answered(opened: Callable[.
     assert 0 < (endpoint.first_answer_s or 0) <= (now_utc() - began).total_seconds()
 
 
-def test_ledger_tells_the_life_of_a_server_in_order(opened: Callable[..., Run]) -> None:
+@each_kind
+def test_ledger_tells_the_life_of_a_server_in_order(
+    opened: Callable[..., Run], wanted: dict[str, Any]
+) -> None:
     """Planned, created with the process that really runs, deleted; all owned by this run."""
-    run = opened(one=SMALL)
+    run = opened(one=wanted)
     bring_up(run)
     clean_up(run)
     planned, created, deleted = read_ledger(run.ledger_path)
     assert [e.event for e in (planned, created, deleted)] == ["planned", "created", "deleted"]
+    name = f"{wanted['kind']}-one-1"
     assert {(e.name, e.run_id, e.owned) for e in (planned, created, deleted)} == {
-        ("llamacpp-one-1", "run", True)
+        (name, "run", True)
     }
-    ready = json.loads((run.logs_folder / "llamacpp-one-1.ready.json").read_text())
+    ready = json.loads((run.logs_folder / f"{name}.ready.json").read_text())
     assert (created.pid, planned.pid) == (ready["pid"], None)
 
 
@@ -246,9 +255,12 @@ def test_dead_server_is_replaced(opened: Callable[..., Run], tmp_path: Path) -> 
     ]
 
 
-def test_similar_experiment_names_do_not_meet_in_the_ledger(opened: Callable[..., Run]) -> None:
+@each_kind
+def test_similar_experiment_names_do_not_meet_in_the_ledger(
+    opened: Callable[..., Run], wanted: dict[str, Any]
+) -> None:
     """Releasing `a` leaves `a-1` alone, though its names begin alike."""
-    run = opened(**{"a": SMALL, "a-1": SMALL})
+    run = opened(**{"a": wanted, "a-1": wanted})
     with serving(run) as up:
         up.release("a")
         assert [answers(up.endpoints[name]) for name in ("a", "a-1")] == [False, True]
@@ -314,18 +326,59 @@ def test_endpoint_that_only_refuses_has_failed(opened: Callable[..., Run]) -> No
     assert "HTTP 500: oops" in (remote.error or "")
 
 
+# --- simulated endpoints --------------------------------------------------------------------------
+
+
+def test_simulated_endpoint_says_that_it_is_simulated(opened: Callable[..., Run]) -> None:
+    """The entry names the kind and the API that the load is to speak; bodies get nothing added."""
+    run = opened(one={**SIMULATED, "api": "completions"})
+    (endpoint,) = bring_up(run)
+    assert (endpoint.state, endpoint.kind, endpoint.api) == ("ready", "simulated", "completions")
+    assert (endpoint.owned, endpoint.resource) == (True, "simulated-one-1")
+    assert read_endpoints(run.endpoints_path)["one"] == endpoint
+    assert endpoint.extra_body == {}
+
+
+def test_simulated_faults_do_not_meet_the_first_answer(opened: Callable[..., Run]) -> None:
+    """A server that fails every request is up all the same: the load is to find that out."""
+    (endpoint,) = bring_up(opened(one={**SIMULATED, "faults": {"http_error": 1.0}}))
+    assert (endpoint.state, endpoint.error) == ("ready", None)
+    assert ask_once(endpoint).http_status == 500
+
+
+def test_unknown_preset_is_refused_before_anything_starts(opened: Callable[..., Run]) -> None:
+    """A preset that is not there is a fault of the config, with the nearest name."""
+    wanted = {"kind": "simulated", "preset": "imitated-7b-on-ml.g5.2xlarg"}
+    run = opened(one=SIMULATED, two=wanted)
+    with pytest.raises(ConfigError) as refused:
+        bring_up(run)
+    assert "experiments.1.endpoint.preset" in str(refused.value)
+    assert "'imitated-7b-on-ml.g5.2xlarge'" in str(refused.value)
+    assert not run.ledger_path.exists()
+
+
+def test_kinds_stand_side_by_side(opened: Callable[..., Run]) -> None:
+    """One run may have an embedded and a simulated server, and release one of the two."""
+    run = opened(real=SMALL, imitated=SIMULATED)
+    with serving(run) as up:
+        up.release("real")
+        assert [answers(up.endpoints[name]) for name in ("real", "imitated")] == [False, True]
+    assert clean_up(run).ended == ("simulated-imitated-1",)
+
+
 # --- what a killed run leaves --------------------------------------------------------------------
 
 
+@each_kind
 def test_server_that_was_planned_but_not_noted_as_created_is_found(
-    opened: Callable[..., Run], tmp_path: Path
+    opened: Callable[..., Run], tmp_path: Path, wanted: dict[str, Any]
 ) -> None:
     """A run killed between start and the ledger's next line leaves a server that is ended."""
-    run = opened(one=SMALL)
+    run = opened(one=wanted)
     bring_up(run)
     planned = run.ledger_path.read_bytes().splitlines(keepends=True)[0]
     run.ledger_path.write_bytes(planned + b'{"event":"created","resource_ty')
-    assert clean_up(run).ended == ("llamacpp-one-1",)
+    assert clean_up(run).ended == (f"{wanted['kind']}-one-1",)
     assert servers_of(tmp_path) == []
     assert read_ledger(run.ledger_path)[-1].event == "deleted"
 
@@ -404,11 +457,12 @@ with hold(run.lease_path, "pipeline", 1.5, 0.2):
 """
 
 
+@each_kind
 def test_server_is_gone_soon_after_its_pipeline_was_killed(
-    opened: Callable[..., Run], tmp_path: Path
+    opened: Callable[..., Run], tmp_path: Path, wanted: dict[str, Any]
 ) -> None:
     """SIGKILL of the process that held the pipeline's lease takes the server with it."""
-    run = opened(one=SMALL)
+    run = opened(one=wanted)
     holder = [sys.executable, "-c", HOLDER, str(tmp_path / "run.yml"), "run"]
     with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True) as pipeline:
         assert pipeline.stdout is not None

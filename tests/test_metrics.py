@@ -18,6 +18,7 @@ from fmgauge.config.model import Budgets, Limits
 from fmgauge.metrics import (
     FAILURES,
     METRIC_COLUMNS,
+    PERCENTILES,
     SEED_COLUMNS,
     compute_metrics,
     experiment_costs,
@@ -29,6 +30,8 @@ from fmgauge.metrics import (
 )
 from fmgauge.pricing import Price
 from fmgauge.records import (
+    Batches,
+    ClientUse,
     Endpoint,
     RequestRecord,
     StageInfo,
@@ -37,7 +40,7 @@ from fmgauge.records import (
     write_stage,
 )
 from fmgauge.runs import Run, open_run
-from fmgauge.statistics import mean_interval, quantile
+from fmgauge.statistics import mean_interval, percentile, percentile_interval, quantile
 
 HOURLY = Price("hourly", 36.0, None, None, "test", None, None)  # $0.01 a second
 METERED = Price("per_token", None, 2.0, 10.0, "test", None, None)
@@ -114,9 +117,34 @@ def summary(
     window: tuple[float, float] = (1.0, 3.0),
     price: Price = HOURLY,
     budgets: Budgets | None = None,
+    holds_level: bool = True,
+    **facts: Any,
 ) -> dict[str, Any]:
-    """The metrics of one stage with these records."""
-    return stage_summary(info(*window), records_table(records), price, budgets or Budgets())
+    """The metrics of one stage with these records, about which these facts are known."""
+    return stage_summary(
+        info(*window, **facts),
+        batches_of(*records),
+        price,
+        budgets or Budgets(),
+        holds_level=holds_level,
+    )
+
+
+def open_summary(*records: RequestRecord, **changes: Any) -> dict[str, Any]:
+    """The metrics of one stage in open loop, of 2 requests a second, with these records."""
+    facts = {"kind": "open_loop", "concurrency": None, "request_rate": 2.0, "arrivals": "poisson"}
+    return summary(*records, **(facts | changes))
+
+
+def batches_of(*records: RequestRecord, at_once: int = 3) -> Batches:
+    """The records as a stage's file gives them, a few at a time."""
+    table = records_table(records)
+    return lambda columns: iter(table.select(columns).to_batches(max_chunksize=at_once))
+
+
+def requests_of(*records: RequestRecord) -> pd.DataFrame:
+    """The request table of these records."""
+    return request_table(batches_of(*records))
 
 
 def close(value: float) -> Any:
@@ -138,13 +166,13 @@ def close(value: float) -> Any:
 )
 def test_latencies_of_a_streamed_request(column, expected):
     """First token, last token, time per token after the first, and lateness, from the instants."""
-    assert request_table(records_table([record()]))[column].tolist() == [close(expected)]
+    assert requests_of(record())[column].tolist() == [close(expected)]
 
 
 @pytest.mark.parametrize("token_at_s", [[2.0], []])
 def test_latency_without_streaming_ends_with_the_response(token_at_s):
     """Where nothing streamed, end-to-end latency is finished minus sent, and there is no TPOT."""
-    row = request_table(records_table([record(token_at_s=token_at_s, chunk_tokens=None)])).iloc[0]
+    row = requests_of(record(token_at_s=token_at_s, chunk_tokens=None)).iloc[0]
 
     assert row["e2e_latency_s"] == close(1.2)
     assert math.isnan(row["tpot_s"])
@@ -153,7 +181,7 @@ def test_latency_without_streaming_ends_with_the_response(token_at_s):
 @pytest.mark.parametrize("output_tokens", [0, 1, None])
 def test_tpot_is_undefined_below_two_tokens(output_tokens):
     """One token has no time per token after the first: neither 0 nor infinite."""
-    table = request_table(records_table([record(output_tokens=output_tokens)]))
+    table = requests_of(record(output_tokens=output_tokens))
 
     assert math.isnan(table["tpot_s"].iloc[0])
 
@@ -181,11 +209,7 @@ def test_latencies_do_not_depend_on_the_clock_s_zero(shift, gaps):
     """No absolute reading of a clock reaches a latency."""
     instants = np.cumsum(gaps)
     tables = [
-        request_table(
-            records_table(
-                [record(sent_at_s=at, token_at_s=list(at + instants), finished_at_s=at + 99)]
-            )
-        )
+        requests_of(record(sent_at_s=at, token_at_s=list(at + instants), finished_at_s=at + 99))
         for at in (0.0, shift)
     ]
 
@@ -436,6 +460,297 @@ def test_throughput_in_the_window_is_unbiased():
     assert np.mean(naive_rates) < 0.96 * 64
 
 
+def test_a_window_of_no_length_has_no_rate():
+    """The first request of a stage that measures one, and no warm-up, is due at its end."""
+    found = summary(record(), window=(1.0, 1.0))
+
+    assert found["n_requests"] == 1
+    assert all(math.isnan(found[c]) for c in ("request_rate", "mean_in_flight", "price_per_txn"))
+
+
+def test_the_most_in_flight_is_counted_within_the_window():
+    """Three overlap before it, two at once in it: of ends and starts at one instant, ends count."""
+    spans = [(0.0, 0.9), (0.1, 0.9), (0.2, 1.5), (1.5, 2.5), (2.0, 9.0), (2.5, 2.6), (4.0, 9.0)]
+
+    found = summary(*[whole(*span) for span in spans], window=(1.0, 3.0))
+
+    assert found["in_flight_max"] == 2.0
+
+
+# --- in pieces, and from the intended instant ----------------------------------------------------
+
+
+def random_stage(seed: int, n: int) -> list[RequestRecord]:
+    """Requests of all phases and outcomes in the order of their ends, chunk counts told or not."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for number in range(n):
+        due_s, n_chunks = float(rng.uniform(0, 30)), int(rng.integers(0, 7))
+        sent_s = due_s + float(rng.choice([0.0, 0.001, 0.3]))
+        at_s = (sent_s + np.cumsum(rng.gamma(2, 0.05, n_chunks))).tolist()
+        counts = rng.integers(1, 4, n_chunks).tolist()
+        told = {
+            "request_id": f"r{number}",
+            "phase": str(rng.choice(["warmup", "measured", "drain"], p=[0.1, 0.8, 0.1])),
+            "intended_at_s": due_s,
+            "sent_at_s": sent_s,
+            "token_at_s": at_s,
+            "chunk_tokens": [None, counts, counts[:1]][int(rng.integers(0, 3))],
+            "finished_at_s": (at_s or [sent_s + 0.3])[-1] + 0.01,
+            "status": str(rng.choice(["ok", "timeout"], p=[0.99, 0.01])),
+            "output_tokens": int(rng.integers(1, 9)),
+        }
+        records.append(record(**told))
+    return sorted(records, key=lambda one: one.finished_at_s)
+
+
+def itl_samples(records: list[RequestRecord]) -> np.ndarray:
+    """Every ITL sample in sending order, request by request and token by token."""
+    samples = []
+    for one in sorted(records, key=lambda one: one.intended_at_s):
+        if (one.phase, one.status) == ("measured", "ok"):
+            n = len(one.token_at_s)
+            told = one.chunk_tokens if len(one.chunk_tokens or []) == n else None
+            for k in range(1, n):
+                tokens = told[k] if told else 1
+                gap_s = one.token_at_s[k] - one.token_at_s[k - 1]
+                samples += [gap_s / tokens] * tokens
+    return np.array(samples)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**32), st.integers(0, 300), st.integers(1, 50))
+def test_itl_in_pieces_is_that_of_all_samples_at_once(seed, n, at_once):
+    """Percentiles to the last bit, means and their intervals but for rounding."""
+    records = random_stage(seed, n)
+    measured = [one for one in records if one.phase == "measured"]
+    n_ok = sum(one.status == "ok" for one in measured)
+    samples = itl_samples(records)
+    n_failed = len(measured) - n_ok
+    n_lost = math.ceil(n_failed * max(len(samples) / n_ok, 1.0)) if n_ok else n_failed
+    ranked = np.concatenate([samples, np.full(n_lost, math.inf)])
+
+    found = stage_summary(info(3.0, 25.0), batches_of(*records, at_once=at_once), HOURLY, Budgets())
+
+    for label, p in PERCENTILES.items():
+        expected = (percentile(ranked, p), *percentile_interval(ranked, p))
+        names = (f"itl_s_{label}{end}" for end in ("", "_ci_low", "_ci_high"))
+        assert [found[name] for name in names] == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+    low, high = mean_interval(samples)
+    expected_mean = samples.mean() if samples.size else math.nan
+    assert found["itl_s_mean"] == pytest.approx(expected_mean, rel=1e-12, nan_ok=True)
+    assert found["itl_s_mean_ci_low"] == pytest.approx(max(low, 0), rel=1e-12, nan_ok=True)
+    assert found["itl_s_mean_ci_high"] == pytest.approx(high, rel=1e-12, nan_ok=True)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**32), st.integers(1, 300), st.integers(1, 50))
+def test_a_stage_in_pieces_is_the_stage_at_once(seed, n, at_once):
+    """No figure hangs on how many records are read at a time."""
+    records = random_stage(seed, n)
+
+    whole_stage, pieces = (
+        stage_summary(info(3.0, 25.0), batches_of(*records, at_once=size), METERED, Budgets())
+        for size in (n, at_once)
+    )
+
+    for column, value in whole_stage.items():
+        expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-12, nan_ok=True)
+        assert pieces[column] == expected
+
+
+def test_intervals_go_by_sending_order_whatever_was_written_first():
+    """Workers write requests as they end; lag-1 correlation is that of requests as they came."""
+    rng = np.random.default_rng(3)
+    spans = [(float(n), float(n) + s) for n, s in enumerate(rng.gamma(4.0, 0.1, 50))]
+    records = [whole(*span) for span in spans]
+
+    found = summary(*rng.permutation(np.array(records, dtype=object)), window=(0.0, 50.0))
+
+    expected = mean_interval([end - start for start, end in spans])
+    assert (found["latency_mean_ci_low"], found["latency_mean_ci_high"]) == close(expected)
+
+
+def test_in_open_loop_latency_counts_from_the_intended_instant():
+    """Sent 0.5 s late: the first token came 1 s after it was due, the last 1.6 s after."""
+    found = open_summary(record(intended_at_s=0.5))
+
+    assert found["ttft_s_from_intended_mean"] == close(1.0)
+    assert found["e2e_latency_s_from_intended_mean"] == close(1.6)
+    assert found["latency_mean"] == close(1.6)
+    assert (found["ttft_s_mean"], found["e2e_latency_s_mean"]) == (close(0.5), close(1.1))
+
+
+def test_in_open_loop_every_headline_is_from_the_intended_instant():
+    """Percentiles and intervals as well; a failure is infinitely slow in these, too."""
+    late = [whole(1.0, 1.1 + 0.01 * n, intended_at_s=0.0) for n in range(400)]
+    found = open_summary(*late, *[failed()] * 60)
+
+    for column in METRIC_COLUMNS:
+        if column.startswith("latency_"):
+            same = f"e2e_latency_s_from_intended{column.removeprefix('latency')}"
+            assert found[column] == pytest.approx(found[same], nan_ok=True)
+    assert found["latency_p50"] > 1.1 + 0.01 * 200
+    assert found["latency_p99"] == math.inf
+    assert found["ttft_s_from_intended_p90"] == math.inf
+
+
+def test_in_closed_loop_there_is_no_intended_instant_to_count_from():
+    """A place is free when its last answer came: those columns are empty."""
+    found = summary(*[record()] * 400)
+    empty = [column for column in METRIC_COLUMNS if "_from_intended" in column]
+
+    assert len(empty) == 30
+    assert all(math.isnan(found[column]) for column in empty)
+    assert found["latency_p99"] == found["e2e_latency_s_p99"] == close(1.1)
+
+
+@pytest.mark.parametrize(
+    "budgets", [Budgets(latency_s=Limits(p95=1.3)), Budgets(ttft_s=Limits(mean=0.7))]
+)
+def test_in_open_loop_goodput_counts_from_the_intended_instant(budgets):
+    """An answer within the limits of its sending is late where its sending was."""
+    records = [record(), record(intended_at_s=0.5)]
+
+    closed, opened = (f(*records, budgets=budgets) for f in (summary, open_summary))
+
+    assert closed["goodput_per_min"] == close(60.0)
+    assert opened["goodput_per_min"] == close(30.0)
+
+
+def test_in_open_loop_an_hourly_price_has_no_interval():
+    """The rate is what was asked for; no mean latency tells how certain it is."""
+    found = open_summary(*(whole(1.0, 1.2 + 0.01 * (n * 7 % 11)) for n in range(40)))
+
+    assert found["price_per_txn"] > 0
+    assert math.isnan(found["price_per_txn_ci_low"])
+
+
+def test_the_achieved_rate_is_that_of_requests_that_were_due():
+    """Three requests were due in 2 s at 2 a second, one failed, one in warm-up: 3 of 4."""
+    records = [record(), record(), failed(), record(phase="warmup")]
+
+    assert open_summary(*records)["achieved_rate_ratio"] == close(0.75)
+    assert math.isnan(summary(*records)["achieved_rate_ratio"])
+
+
+# --- the client ----------------------------------------------------------------------------------
+
+
+def sent_late(n_late: int, by_s: float, **changes: Any) -> list[RequestRecord]:
+    """A hundred requests of which so many were sent so late; they keep one in flight."""
+    delays = [by_s] * n_late + [0.0] * (100 - n_late)
+    return [whole(1.0, 3.0, intended_at_s=1.0 - delay_s, **changes) for delay_s in delays]
+
+
+def test_a_client_that_kept_up_limits_nothing():
+    """One late request in a hundred, a loop and a core at their limits: no word."""
+    use = ClientUse(cpu_share=0.9, loop_lag_p99_s=0.010, loop_lag_max_s=5.0)
+
+    found = summary(*sent_late(1, 9.0), client=use, concurrency=100, held_back=7)
+
+    assert found["client_limited"] == ""
+    assert (found["client_cpu_share"], found["held_back"]) == (0.9, 7)
+    assert (found["loop_lag_s_p99"], found["loop_lag_s_max"]) == (0.010, 5.0)
+
+
+def test_what_a_limit_in_flight_held_back_limits_nothing():
+    """Such requests are late because that was asked for; how many they are has its own column."""
+    found = summary(*sent_late(4, 0.5), concurrency=100, held_back=4)
+
+    assert (found["client_limited"], found["held_back"]) == ("", 4)
+
+
+def test_a_client_that_nobody_watched_is_unknown():
+    """Records without the client's use have empty columns, and no reason from them."""
+    found = summary(whole(1.0, 3.0))
+
+    assert math.isnan(found["client_cpu_share"])
+    assert found["client_limited"] == ""
+
+
+LIMITED = {
+    "late": (
+        (sent_late(2, 0.011), {}),
+        "2 of 100 requests were sent more than 10 ms late",
+    ),
+    "late for a connection": (
+        (sent_late(2, 0.011, connected_at_s=0.995), {}),
+        "2 of 100 requests were sent more than 10 ms late (2 of them waited for a connection)",
+    ),
+    "late beyond a tenth of the limit on TTFT": (
+        (sent_late(3, 0.06), {"budgets": Budgets(ttft_s=Limits(mean=9.0, p95=0.5))}),
+        "3 of 100 requests were sent more than 50 ms late",
+    ),
+    "late and held back": (
+        (sent_late(6, 0.5), {"held_back": 4}),
+        "6 of 100 requests were sent more than 10 ms late "
+        "(4 waited because max_in_flight was reached)",
+    ),
+    "loop": (
+        (sent_late(0, 0.0), {"client": ClientUse(0.5, 0.0123, 0.1)}),
+        "the client's event loop was late by 12.3 ms at the 99th percentile",
+    ),
+    "core": (
+        (sent_late(0, 0.0), {"client": ClientUse(0.96, 0.001, 0.1)}),
+        "the client used 96 % of a core",
+    ),
+    "slack": (
+        (sent_late(0, 0.0), {"concurrency": 102}),
+        "100 requests were in flight on average instead of 102",
+    ),
+}
+
+
+@pytest.mark.parametrize(("stage", "reason"), LIMITED.values(), ids=LIMITED)
+def test_a_client_that_was_the_bottleneck_says_why(stage, reason):
+    """Each reason in plain words, with what was asked and what was found."""
+    records, facts = stage
+
+    assert summary(*records, **({"concurrency": 100} | facts))["client_limited"] == reason
+
+
+def test_every_reason_why_the_client_was_the_bottleneck_is_told():
+    """They stand beside one another."""
+    use = ClientUse(cpu_share=1.0, loop_lag_p99_s=0.02, loop_lag_max_s=0.1)
+
+    found = summary(*sent_late(50, 0.02), client=use, concurrency=200)
+
+    assert [reason.split()[0] for reason in found["client_limited"].split("; ")] == [
+        *("50", "the", "the", "100"),
+    ]
+
+
+def test_lateness_within_a_tenth_of_the_limit_on_ttft_is_allowed():
+    """Where a first token may take 0.5 s, 20 ms decide nothing."""
+    budgets = Budgets(ttft_s=Limits(p95=0.5))
+
+    found = summary(*sent_late(100, 0.02), concurrency=100, budgets=budgets)
+
+    assert found["client_limited"] == ""
+
+
+def test_an_hourly_price_under_think_time_has_no_interval():
+    """The rate hangs on pauses that are in no latency."""
+    spans = [whole(1.0, 1.2 + 0.01 * (n * 7 % 11)) for n in range(40)]
+
+    found = summary(*spans, holds_level=False)
+
+    assert found["price_per_txn"] > 0
+    assert math.isnan(found["price_per_txn_ci_low"])
+
+
+def test_places_that_nobody_could_hold_are_not_the_client_s():
+    """Think time, and an endpoint that takes no connection, empty places on purpose."""
+    thinking = summary(*sent_late(0, 0.0), concurrency=200, holds_level=False)
+    refused = summary(
+        *sent_late(0, 0.0), failed("connection_error", sent_at_s=None), concurrency=200
+    )
+    opened = open_summary(*sent_late(0, 0.0))
+
+    assert [found["client_limited"] for found in (thinking, refused, opened)] == ["", "", ""]
+
+
 # --- prices --------------------------------------------------------------------------------------
 
 
@@ -661,6 +976,64 @@ def test_a_stage_that_was_not_run_says_why(run):
     assert row[["request_rate", "error_rate", "latency_mean", "price_per_txn"]].isna().all()
 
 
+OPEN_CONFIG = CONFIG.replace(
+    "load: [{kind: closed_loop, concurrency: [4, 1]}]",
+    """load:
+      - {kind: closed_loop, concurrency: [4], think_time_s: 1}
+      - {kind: open_loop, request_rate: [3]}
+      - {kind: open_loop, request_rate: [1], arrivals: ramp, ramp_to_rate: 4, duration_s: 2}""",
+)
+
+
+@pytest.fixture
+def open_run_of_all(tmp_path: Path) -> Run:
+    """A run in which `rented` did a closed loop with think time, a rate of 3, and a ramp."""
+    (tmp_path / "config.yml").write_text(OPEN_CONFIG)
+    opened = open_run(tmp_path / "config.yml", "t-3")
+    add_stage(opened, "rented", 4, [record()])
+    for stage, rate in (("rate-3", 3.0), ("rate-1-ramp", 2.5)):
+        facts = {"kind": "open_loop", "concurrency": None, "request_rate": rate}
+        facts |= {"arrivals": "poisson", "experiment": "rented", "stage": stage}
+        told = info(**facts)
+        write_stage(opened.stage_folder(told.key), told, [record(intended_at_s=0.5)])
+    return opened
+
+
+def test_stages_of_every_kind_say_what_was_asked(open_run_of_all):
+    """A concurrency, or a rate with its arrivals: of a ramp the mean over the window."""
+    frame = compute_metrics(open_run_of_all)
+
+    asked = frame[["stage", "kind", "arrivals"]].to_numpy().tolist()
+    assert asked[:3] == [
+        ["concurrency-4", "closed_loop", ""],
+        ["rate-3", "open_loop", "poisson"],
+        ["rate-1-ramp", "open_loop", "ramp"],
+    ]
+    assert frame["concurrency"].to_list() == [4, pd.NA, pd.NA, 1]
+    assert frame["request_rate_asked"].to_list() == close([math.nan, 3.0, 2.5, math.nan])
+    assert frame["achieved_rate_ratio"].to_list()[1:3] == close([1 / 6, 1 / 5])
+    assert frame["latency_mean"].to_list()[:3] == close([1.1, 1.6, 1.6])
+
+
+def test_a_load_with_think_time_need_not_keep_its_places_full(open_run_of_all):
+    """Of four users who pause, fewer than four are in flight, and the client is not to blame."""
+    frame = compute_metrics(open_run_of_all)
+
+    assert frame["mean_in_flight"].iloc[0] < 1
+    assert frame["client_limited"].iloc[0] == ""
+    assert frame["client_limited"].iloc[1].startswith("1 of 1 requests")
+
+
+def test_metrics_of_every_kind_are_read_back_as_they_were_written(open_run_of_all):
+    """A missing concurrency stays missing, and others stay whole numbers."""
+    frame = compute_metrics(open_run_of_all)
+
+    write_metrics(open_run_of_all, frame)
+
+    assert str(frame["concurrency"].dtype) == "Int64"
+    pd.testing.assert_frame_equal(read_metrics(open_run_of_all), frame)
+
+
 def test_metrics_are_read_back_as_they_were_written(run):
     """metrics.parquet holds the table exactly, with infinite percentiles."""
     frame = metrics_frame(compute_metrics(run).assign(latency_p50=math.inf).to_dict("records"))
@@ -740,6 +1113,7 @@ def test_every_column_is_documented():
 def test_a_summary_fills_only_known_columns():
     """Every figure has its place in the table, and no figure is left without one."""
     identity = {"experiment_name", "payload_file", "instance_type", "instance_count"}
-    identity |= {"concurrency", "workload", "stage", "model"}
+    identity |= {"concurrency", "workload", "stage", "model", "kind", "arrivals"}
+    identity |= {"request_rate_asked"}
 
     assert set(summary(record())) == set(METRIC_COLUMNS) - identity

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import QUICKSTART, processes_of, small_overrides, until
 from fmgauge.config import planned_stages
 from fmgauge.pipeline.notebooks import NOTEBOOKS, notebooks_folder
+from fmgauge.pipeline.preflight import preflight
 from fmgauge.pipeline.sequence import missing_steps
 from fmgauge.records import write_json
 from fmgauge.runs import find_run, open_run
@@ -195,6 +197,31 @@ def test_notebooks_run_one_by_one_with_papermill(tmp_path):
     assert (folder / "report.html").exists()
     assert outstanding(folder) == set()
     assert processes_of(folder) == []
+
+
+def planned_with(load: str) -> str:
+    """What is said before a run of the quickstart's first experiment under `load`."""
+    data = yaml.safe_load(QUICKSTART.read_text())
+    first = {**data["experiments"][0], "load": [yaml.safe_load(load)]}
+    changes = [f"experiments={json.dumps([first])}", "budgets.spend_usd=null"]
+    return preflight(QUICKSTART, changes, offline=True)[0]
+
+
+@pytest.mark.parametrize("end", ["duration_s: 6", "duration_s: 6, requests: 10"])
+def test_a_plan_of_known_length_is_told_as_such(end):
+    """Two stages whose windows a duration bounds, whatever else does."""
+    load = f"{{kind: open_loop, request_rate: [2], warmup_s: 1, {end}}}"
+
+    said = planned_with(load)
+
+    assert ", 14 s under load, projected cost $" in said
+
+
+def test_a_plan_that_only_a_count_ends_is_told_as_the_least_that_it_takes():
+    """The warm-up of its two stages is known, and the price of that time."""
+    said = planned_with("{kind: closed_loop, concurrency: [1], requests: 10, warmup_s: 3}")
+
+    assert ", at least 6 s under load, projected cost at least $" in said
 
 
 def papermill_one(name: str, config: Path, cwd: Path) -> None:

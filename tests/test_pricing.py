@@ -195,3 +195,40 @@ def test_a_plan_dearer_than_the_spending_limit_is_refused(tmp_path, limit, keys)
     config = loaded(tmp_path, f"budgets.spend_usd={limit}")
 
     assert [problem.key for problem in price_problems(config)] == keys
+
+
+COUNTED = "experiments.{}.load.0={{kind: closed_loop, concurrency: [1], requests: 5, warmup_s: 36}}"
+
+
+def test_a_count_alone_cannot_keep_within_a_spending_limit(tmp_path):
+    """How long five requests take is not known; the limit asks for a longest time."""
+    config = loaded(tmp_path, COUNTED.format(0), "budgets.spend_usd=100")
+
+    problems = price_problems(config)
+
+    assert [(p.key, p.problem, p.remedy) for p in problems] == [
+        (
+            "experiments.0.load.0.requests",
+            "how long this takes is not known, so budgets.spend_usd cannot be kept",
+            "Give duration_s beside it",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [COUNTED.format(0)],
+        [COUNTED.format(1), "budgets.spend_usd=100"],
+        [COUNTED.format(0), "experiments.0.load.0.duration_s=50", "budgets.spend_usd=100"],
+    ],
+    ids=["no limit", "priced per token", "a longest time"],
+)
+def test_a_count_alone_is_taken_where_no_limit_hangs_on_it(tmp_path, overrides):
+    """A limit is on hourly instances, and a longest time is enough for it."""
+    assert price_problems(loaded(tmp_path, *overrides)) == []
+
+
+def test_of_what_a_count_ends_the_warm_up_is_projected(tmp_path):
+    """36 s of two instances at 15.58 an hour: the least that it costs."""
+    assert projected_spend_usd(loaded(tmp_path, COUNTED.format(0))) == pytest.approx(0.3116)

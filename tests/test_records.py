@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import marshal
 import threading
+from array import array
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import get_args
@@ -13,19 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmgauge.records import (
+    ROW_FIELDS,
+    ClientUse,
     Endpoint,
     Payload,
     Phase,
     RequestRecord,
     StageInfo,
     StageKey,
+    StageWriter,
     Status,
+    open_stage,
     read_endpoints,
     read_json,
     read_payloads,
     read_stage,
+    record_of,
     record_schema,
     records_table,
+    rows_batch,
     stage_folders,
     write_atomically,
     write_endpoints,
@@ -238,6 +246,244 @@ def test_writing_a_stage_again_replaces_it(tmp_path):
     info, table = read_stage(folder)
     assert (info.seed, table.num_rows) == (8, 1)
     assert [path.name for path in folder.parent.iterdir()] == ["concurrency-2"]
+
+
+# --- rows, and stages that are written while they run --------------------------------------------
+
+KEY = StageKey("one", "short", "concurrency-2")
+ORIGIN_S = 1000.0
+
+
+def row(**changes):
+    """RECORD as a worker tells of it, with changes: absolute instants, packed tokens."""
+    values = {name: getattr(RECORD, name) for name in ROW_FIELDS}
+    for name, value in values.items():
+        if name.endswith("_at_s") and isinstance(value, float):
+            values[name] = ORIGIN_S + value
+    values["token_at_s"] = array("d", [ORIGIN_S + 1.125, ORIGIN_S + 1.25]).tobytes()
+    values["chunk_tokens"] = array("i", [1, 3]).tobytes()
+    return tuple((values | changes).values())
+
+
+def uncounted(text, **changes):
+    """A row whose output tokens are to be counted from its text."""
+    told = {"output_tokens": None, "token_source": "tokenizer", "response_text": text}
+    return row(**(told | changes))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(RECORDS, max_size=4), st.floats(0, 1e6))
+def test_rows_become_the_records_that_they_tell_of(records, origin_s):
+    """Packed tokens, lists of counts or none, and instants less the origin, for any requests."""
+    rows = []
+    for record in records:
+        told = {name: getattr(record, name) for name in ROW_FIELDS}
+        told["token_at_s"] = array("d", record.token_at_s).tobytes()
+        if record.chunk_tokens is not None:
+            told["chunk_tokens"] = array("i", record.chunk_tokens).tobytes()
+        rows.append(tuple(told.values()))
+    rows = marshal.loads(marshal.dumps(rows))
+
+    batch = rows_batch(rows, key=KEY, replication=3, worker=5, origin_s=origin_s)
+
+    def expected(record):
+        moved = {
+            name: value - origin_s
+            for name in ROW_FIELDS
+            if name.endswith("_at_s") and isinstance(value := getattr(record, name), float)
+        }
+        tokens_at_s = [at_s - origin_s for at_s in record.token_at_s]
+        shared = {**asdict(KEY), "replication": 3, "worker": 5}
+        return replace(record, **moved, **shared, token_at_s=tokens_at_s)
+
+    wanted = [expected(record) for record in records]
+    assert batch.schema == record_schema()
+    assert [RequestRecord(**told) for told in batch.to_pylist()] == wanted
+    about = {"key": KEY, "replication": 3, "worker": 5, "origin_s": origin_s}
+    assert [record_of(told, **about) for told in rows] == wanted
+
+
+def test_text_that_is_no_unicode_does_not_lose_a_request():
+    """Half of a surrogate pair in a server's error is replaced."""
+    batch = rows_batch(
+        [row(error="bad \ud800"), row()], key=KEY, replication=0, worker=0, origin_s=0.0
+    )
+
+    assert batch.column("error").to_pylist() == ["bad ?", None]
+
+
+def test_a_stage_is_written_from_the_rows_of_several_workers(tmp_path):
+    """Each worker's instants count from its own origin; records come back in sending order."""
+    late = row(request_id="late", intended_at_s=ORIGIN_S + 9.0)
+    with StageWriter(tmp_path / "stage", KEY, replication=2) as writer:
+        writer.write([late], worker=1, origin_s=ORIGIN_S)
+        writer.write([], worker=1, origin_s=ORIGIN_S)
+        writer.write([row(intended_at_s=8.0)], worker=2, origin_s=4.0)
+        writer.finish(INFO, count_tokens=None)
+
+    info, table = read_stage(tmp_path / "stage")
+
+    columns = ("request_id", "worker", "replication", "intended_at_s")
+    assert info == INFO
+    assert list(zip(*(table[name].to_pylist() for name in columns), strict=True)) == [
+        ("r0", 2, 2, 4.0),
+        ("late", 1, 2, 9.0),
+    ]
+
+
+def test_a_writer_counts_what_was_measured_and_what_failed(tmp_path):
+    """Warm-up is counted among the rows alone."""
+    with StageWriter(tmp_path / "stage", KEY) as writer:
+        rows = [row(), row(status="timeout"), row(phase="warmup", status="timeout")]
+        writer.write(rows, worker=0, origin_s=0.0)
+
+        assert (writer.n_rows, writer.n_measured, writer.n_failed) == (3, 2, 1)
+
+
+def test_a_large_stage_is_written_and_read_a_part_at_a_time(tmp_path):
+    """6,000 requests of 1,000 tokens, 48 MB, lie in row groups of about 16 MiB."""
+    tokens = array("d", [ORIGIN_S + n for n in range(1000)]).tobytes()
+    with StageWriter(tmp_path / "stage", KEY) as writer:
+        for _ in range(60):
+            rows = [row(token_at_s=tokens, chunk_tokens=None)] * 100
+            writer.write(rows, worker=0, origin_s=ORIGIN_S)
+        writer.finish(INFO, count_tokens=None)
+
+    file = pq.ParquetFile(tmp_path / "stage" / "part-0.parquet")
+    sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    _, batches = open_stage(tmp_path / "stage")
+
+    assert sum(sizes) == 6000
+    assert max(sizes) <= 2 * 2**24 / 8000 + 100
+    assert max(batch.nbytes for batch in batches(["token_at_s"])) <= 2.1 * 2**24
+    assert sum(batch.num_rows for batch in batches(["status"])) == 6000
+
+
+def test_a_stage_gives_its_records_as_often_as_asked(tmp_path):
+    """Only the columns that were asked for, in the order of writing, the same each time."""
+    late = replace(RECORD, request_id="late", intended_at_s=9.0)
+    write_stage(tmp_path / "stage", INFO, [late, RECORD])
+
+    info, batches = open_stage(tmp_path / "stage")
+
+    expected = [{"request_id": "late"}, {"request_id": "r0"}]
+    assert info == INFO
+    for _ in range(2):
+        assert [told for b in batches(["request_id"]) for told in b.to_pylist()] == expected
+
+
+def test_what_the_client_had_to_do_is_read_back(tmp_path):
+    """A stage's facts hold the client's use, in open loop as well."""
+    client = ClientUse(cpu_share=0.5, loop_lag_p99_s=0.001, loop_lag_max_s=0.01)
+    info = replace(
+        INFO,
+        kind="open_loop",
+        concurrency=None,
+        request_rate=2.5,
+        arrivals="gamma",
+        workers=2,
+        client=client,
+        held_back=3,
+    )
+
+    write_stage(tmp_path / "stage", info, [])
+
+    assert read_stage(tmp_path / "stage")[0] == info
+
+
+def test_texts_are_counted_when_the_stage_is_over_and_dropped(tmp_path):
+    """Only where the server told no count: a text that was asked for beside one stays."""
+    asked = row(response_text="kept", output_tokens=9)
+    with StageWriter(tmp_path / "stage", KEY) as writer:
+        counted = []
+        rows = [uncounted("three little words"), asked, uncounted(""), uncounted("one")]
+        writer.write(rows, worker=0, origin_s=0.0)
+
+        def count(text):
+            counted.append(text)
+            return len(text.split())
+
+        writer.finish(INFO, count_tokens=count)
+
+    _, table = read_stage(tmp_path / "stage")
+    assert counted == ["three little words", "one"]
+    assert table["output_tokens"].to_pylist() == [3, 9, None, 1]
+    assert table["response_text"].to_pylist() == [None, "kept", None, None]
+    assert table.schema == record_schema()
+    assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == [
+        "part-0.parquet",
+        "stage.json",
+    ]
+
+
+def test_a_counter_that_fails_leaves_the_records_to_be_kept(tmp_path):
+    """Where the tokenizer cannot be read after all, the stage can still be kept as failed."""
+
+    def count(text):
+        raise KilledError
+
+    with StageWriter(tmp_path / "stage", KEY) as writer:
+        writer.write([uncounted("one two")], worker=0, origin_s=0.0)
+        with pytest.raises(KilledError):
+            writer.finish(INFO, count_tokens=count)
+        folder = writer.fail("no tokenizer")
+
+    assert pq.read_table(folder / "part-0.parquet")["response_text"].to_pylist() == ["one two"]
+    assert [path.name for path in tmp_path.iterdir()] == ["stage.failed"]
+
+
+def test_nobody_counts_where_the_server_told_every_count(tmp_path):
+    """No tokenizer is asked for, and so none is loaded."""
+    with StageWriter(tmp_path / "stage", KEY) as writer:
+        writer.write([row(), uncounted("")], worker=0, origin_s=0.0)
+
+        writer.finish(INFO, count_tokens=lambda text: pytest.fail("nothing is to be counted"))
+
+    assert read_stage(tmp_path / "stage")[1].num_rows == 2
+
+
+def test_a_failed_stage_keeps_its_records_but_is_no_stage(tmp_path):
+    """What had finished lies beside the stage's place, with the reason; an older one goes."""
+    folder = tmp_path / str(KEY)
+    for n in (1, 2):
+        with StageWriter(folder, KEY) as writer:
+            writer.write([row()] * n, worker=0, origin_s=ORIGIN_S)
+            failed = writer.fail("worker 0 died")
+
+    assert failed == folder.with_name("concurrency-2.failed")
+    assert read_json(failed / "failure.json") == {"reason": "worker 0 died", "n_records": 2}
+    assert pq.read_table(failed / "part-0.parquet").num_rows == 2
+    assert [path.name for path in folder.parent.iterdir()] == ["concurrency-2.failed"]
+    assert list(stage_folders(tmp_path)) == []
+
+
+def test_a_stage_that_failed_before_any_request_leaves_nothing(tmp_path):
+    """There is nothing to keep, and nothing is."""
+    with StageWriter(tmp_path / "stage", KEY) as writer:
+        assert writer.fail("it could not start") is None
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_until_killed(folder):
+    """Some rows, and then the end."""
+    with StageWriter(folder, KEY) as writer:
+        writer.write([row()] * 5, worker=0, origin_s=0.0)
+        raise KilledError
+
+
+def test_a_stage_that_was_given_up_leaves_nothing(tmp_path):
+    """An error that is nobody's failure of the stage: no folder, and an older stage stays."""
+    write_stage(tmp_path / "stage", INFO, [RECORD])
+
+    with pytest.raises(KilledError):
+        write_until_killed(tmp_path / "stage")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+    assert read_stage(tmp_path / "stage")[1].num_rows == 1
+
+
+# --- which stages there are ----------------------------------------------------------------------
 
 
 def test_stages_are_listed_in_name_order(tmp_path):

@@ -28,6 +28,7 @@ from fmgauge.config import planned_stages
 from fmgauge.decision import decide, write_decision
 from fmgauge.metrics import compute_metrics, read_metrics, write_metrics
 from fmgauge.records import (
+    ClientUse,
     Endpoint,
     Payload,
     RequestRecord,
@@ -40,17 +41,25 @@ from fmgauge.records import (
 )
 from fmgauge.report import answer_sentences, build_report, read_material, wording
 from fmgauge.report.drawing import short_names
+from fmgauge.report.error_figure import error_rates
 from fmgauge.report.escaping import code, escaped, one_line, table
 from fmgauge.report.figures import pictures
 from fmgauge.report.findings import readings
 from fmgauge.report.html import report_html
-from fmgauge.report.latency_figures import MOST_POINTS, drawn_points
+from fmgauge.report.latency_figures import (
+    MOST_POINTS,
+    concurrency_vs_latency,
+    drawn_points,
+    tokens_vs_latency,
+)
 from fmgauge.report.markdown import report_markdown
+from fmgauge.report.method import load_shapes
 from fmgauge.report.price_figure import business_summary
 from fmgauge.runs import Run, open_run
 from fmgauge.workloads import PreparedWorkload
 
 WINDOW_S = (1.5, 11.5)
+LATE_S = 0.004
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
@@ -138,6 +147,21 @@ def stage_records(
     return records
 
 
+def open_records(
+    info: StageInfo, latency_s: float, status: Callable[[int], str]
+) -> list[RequestRecord]:
+    """An open loop of even arrivals, each sent LATE_S after its instant."""
+    assert info.request_rate is not None
+    dues = [(n + 0.5) / info.request_rate for n in range(int(12 * info.request_rate))]
+    sent = [
+        record_of(info, n, due + LATE_S, due + LATE_S + latency_s, status(n))
+        for n, due in enumerate(dues)
+    ]
+    return [
+        dataclasses.replace(one, intended_at_s=due) for one, due in zip(sent, dues, strict=True)
+    ]
+
+
 def latency_of(experiment: int, workload: int, concurrency: int) -> float:
     """Seconds an answer takes: the second experiment shares better, longer prompts take longer."""
     return 0.15 * (1 + workload) * concurrency ** (0.9 - 0.4 * (experiment % 7))
@@ -149,6 +173,8 @@ def build_run(
     latency: Callable[[int, int, int], float | None] = latency_of,
     status: Callable[[str, int, int], str] = lambda experiment, concurrency, number: "ok",
     failed_endpoints: Sequence[str] = (),
+    client: ClientUse | None = None,
+    held_back: int = 0,
 ) -> Run:
     """A run's folder as notebooks 1 to 4 leave it; a stage whose latency is None was not run."""
     path = folder / "synthetic.yml"
@@ -157,15 +183,20 @@ def build_run(
     names = [experiment.name for experiment in run.config.experiments]
     workloads = [workload.name for workload in run.config.workloads]
     for planned in planned_stages(run.config):
-        key, level = planned.key, planned.concurrency
+        key, level = planned.key, planned.concurrency or planned.level
         latency_s = latency(names.index(key.experiment), workloads.index(key.workload), level)
         if latency_s is None or key.experiment in failed_endpoints:
             continue
+        is_open = planned.load.kind == "open_loop"
         info = StageInfo(
-            *(key.experiment, key.workload, key.stage, "closed_loop", level),
+            *(key.experiment, key.workload, key.stage, planned.load.kind, planned.concurrency),
             *("2026-11-23T12:00:00+00:00", *WINDOW_S, WINDOW_S[1] + 1, 0, 7),
+            request_rate=planned.mean_request_rate,
+            arrivals=getattr(planned.load, "arrivals", None),
+            client=client,
+            held_back=held_back if is_open else 0,
         )
-        records = stage_records(
+        records = (open_records if is_open else stage_records)(
             info, latency_s, lambda n, e=key.experiment, c=level: status(e, c, n)
         )
         write_stage(run.stage_folder(key), info, records)
@@ -498,15 +529,15 @@ def test_what_failed_and_what_was_not_run_stay_in_every_table(troubled: Report) 
 def test_missing_figures_are_worded(troubled: Report) -> None:
     """A stage that failed wholly, partly or was not run says so in place of its figures."""
     stages = {
-        (r["experiment"], r["dataset"], r["concurrency"]): r
+        (r["experiment"], r["dataset"], r["load"]): r
         for r in troubled.table("experiment", "All stages")
     }
 
-    assert stages["absent", "en_1-500", "4"]["latency mean, s"] == "not run"
-    assert stages["dead", "en_1-500", "4"]["latency mean, s"] == "n/a (all failed)"
-    assert stages["dead", "en_1-500", "4"]["latency p50, s"] == "∞ (100 % failed)"
-    assert stages["dead", "en_1-500", "4"]["transactions/min"] == "0"
-    assert stages["shaky", "en_1-500", "4"]["latency p95, s"].startswith("∞ (")
+    assert stages["absent", "en_1-500", "4 in flight"]["latency mean, s"] == "not run"
+    assert stages["dead", "en_1-500", "4 in flight"]["latency mean, s"] == "n/a (all failed)"
+    assert stages["dead", "en_1-500", "4 in flight"]["latency p50, s"] == "∞ (100 % failed)"
+    assert stages["dead", "en_1-500", "4 in flight"]["transactions/min"] == "0"
+    assert stages["shaky", "en_1-500", "4 in flight"]["latency p95, s"].startswith("∞ (")
 
 
 def test_a_latency_that_nothing_defines_is_not_a_matter_of_more_requests(tmp_path: Path) -> None:
@@ -538,12 +569,13 @@ def test_a_picture_calls_a_stage_failed_only_where_it_failed(tmp_path: Path) -> 
 def test_failures_are_counted_by_kind(troubled: Report) -> None:
     """Each kind of failure has its count from the records and its first error, also in warm-up."""
     rows = troubled.table("experiment", "Failures by kind")
-    counted = {(r["experiment"], r["dataset"], int(r["concurrency"])): r for r in rows}
+    counted = {(r["experiment"], r["dataset"], r["load"]): r for r in rows}
     failed = [row for row in rows_of(troubled.run) if row["n_failed"]]
 
     assert len(counted) == len(failed) == 12
     for metrics in failed:
-        row = counted[metrics["experiment_name"], metrics["workload"], metrics["concurrency"]]
+        load = f"{metrics['concurrency']} in flight"
+        row = counted[metrics["experiment_name"], metrics["workload"], load]
         assert int(row["measured"]) == metrics["n_failed"]
         assert int(row["in warm-up or drain"]) > 0
         assert (row["kind"], row["HTTP status"]) == ("http_error", "500")
@@ -581,7 +613,7 @@ def test_verdict_and_price_stand_before_the_percentiles(usual: Report) -> None:
     """What matters is on the left of the widest table."""
     columns = list(usual.table("experiment", "All stages")[0])
 
-    assert columns[:4] == ["experiment", "dataset", "concurrency", "budgets"]
+    assert columns[:4] == ["experiment", "dataset", "load", "budgets"]
     assert columns.index("USD per 10k") < columns.index("latency p50, s")
 
 
@@ -603,7 +635,7 @@ def test_the_answer_says_on_how_many_requests_it_rests(
 
     answer = answer_sentences(run)
 
-    assert f"At a concurrency of 4, over {n} measured requests, it costs $" in answer
+    assert f"At 4 in flight, over {n} measured requests, it costs $" in answer
     assert (n < 30) is is_few
     assert ("That is few: measure longer before acting on it." in answer) is is_few
 
@@ -657,8 +689,8 @@ def test_a_load_that_was_not_held_is_said(tmp_path: Path) -> None:
     write_metrics(run, metrics)
 
     assert (
-        "Less than 95 % of it was in flight for `llamacpp-1-slots` on `en_1-500` at a concurrency "
-        "of 4: there the client or the endpoint's connections did not keep the load up"
+        "Less than 95 % of it was in flight for `llamacpp-1-slots` on `en_1-500` at 4 in "
+        "flight: there the client or the endpoint's connections did not keep the load up"
     ) in built(run).section("How this was measured")
 
 
@@ -686,7 +718,10 @@ def test_stages_not_run_give_their_reason(troubled: Report) -> None:
     """The endpoint's error stands beside the stages that it kept from running."""
     section = troubled.section("Failures by kind").split("These stages were not run:")[1]
 
-    assert section.count(r"| absent | en_1-500 | 1, 2, 4 | `` it did \| not `start` `` |") == 1
+    assert (
+        section.count(r"| absent | en_1-500 | 1, 2, 4 in flight | `` it did \| not `start` `` |")
+        == 1
+    )
 
 
 def test_stages_not_run_fail_no_criterion(troubled: Report) -> None:
@@ -744,6 +779,321 @@ def test_the_answer_for_the_notebook_is_the_summary(usual: Report) -> None:
 
     for paragraph in answer.split("\n\n"):
         assert paragraph in usual.markdown
+
+
+# --- open loops ----------------------------------------------------------------------------------
+
+CLOSED_LOAD = {"kind": "closed_loop", "concurrency": [1, 2], "duration_s": 10, "warmup_s": 1.5}
+OPEN_LOAD = {"kind": "open_loop", "request_rate": [1, 4], "duration_s": 10, "warmup_s": 1.5}
+CONSTANT_LOAD = {**OPEN_LOAD, "request_rate": [2], "arrivals": "constant"}
+LABELS = ["1 in flight", "2 in flight", "1 request/s", "4 requests/s", "2 requests/s (constant)"]
+
+
+def loaded_with(*loads: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The config of two experiments, each under these loads, on one workload."""
+    config = config_of(report={}, **changes)
+    config["workloads"] = config["workloads"][:1]
+    config["experiments"] = [
+        {**one, "workloads": ["en_1-500"], "load": list(loads)} for one in config["experiments"]
+    ]
+    return config
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Closed and open loops side by side; some requests fail at 4 requests/s."""
+    config = loaded_with(CLOSED_LOAD, OPEN_LOAD, CONSTANT_LOAD)
+    return built(
+        build_run(
+            tmp_path_factory.mktemp("mixed"),
+            config,
+            status=lambda _, level, n: "timeout" if (level, n) == (4, 20) else "ok",
+        )
+    )
+
+
+def test_every_stage_is_named_by_its_load(mixed: Report) -> None:
+    """In the table of all stages, requests in flight or requests a second."""
+    rows = mixed.table("experiment", "All stages")
+
+    assert [row["load"] for row in rows] == LABELS * 2
+
+
+def test_the_seed_s_tables_show_a_rate_where_there_is_one(mixed: Report) -> None:
+    """The failed criteria's column is then called load, and failures are told by rate too."""
+    failed = mixed.table("experiment_name | payload_file", "Summary")
+    kinds = mixed.table("experiment", "Failures by kind")
+
+    assert {row["load"] for row in failed} == {"4 requests/s"}
+    assert {(row["load"], row["kind"]) for row in kinds} == {("4 requests/s", "timeout")}
+
+
+def test_an_open_loop_s_answer_is_told_by_its_rate(tmp_path: Path) -> None:
+    """Summary, Information and recommendation name requests a second, never a concurrency."""
+    report = built(build_run(tmp_path, loaded_with(OPEN_LOAD)))
+    shown = {row["Information"]: row["Value"] for row in report.table("Information")}
+
+    assert "At 4 requests/s, over 40 measured requests, it costs $" in report.markdown
+    assert (shown["load"], shown.get("concurrency")) == ("4 requests/s", None)
+    assert (
+        "`llamacpp-4-slots` at a `load of 4 requests/s`. A load of 4 requests/s" in report.markdown
+    )
+    assert "oncurrency" not in re.sub(r"!\[[^]]*\]\([^)]*\)", "", report.markdown)
+
+
+def test_an_open_loop_s_latencies_count_from_the_intended_instants(mixed: Report) -> None:
+    """Each request was sent 4 ms late: its latency and its TTFT in the table hold them."""
+    rows = {
+        (row["experiment"], row["load"]): row for row in mixed.table("experiment", "All stages")
+    }
+    row = rows["llamacpp-1-slots", "1 request/s"]  # takes 0.15 s, a fifth of it to the first token
+
+    assert float(row["latency mean, s"].split()[0]) == pytest.approx(0.154, abs=5e-4)
+    assert float(row["TTFT mean, ms"].split()[0]) == pytest.approx(34.0, abs=0.05)
+    assert "in open loop both run from the instant at which it was to be sent" in mixed.markdown
+
+
+def test_both_kinds_of_loop_are_explained_where_both_stand(mixed: Report) -> None:
+    """How many stages are which, what was in flight in the one, how late the other was."""
+    said = mixed.section("How this was measured")
+
+    assert "4 stages in closed loop: as soon as one answer ends" in said
+    assert "6 stages in open loop: requests are sent at instants that were settled" in said
+    assert "Over the windows, 100 % of the asked number were in flight on average." in said
+    assert "requests were sent late by 4.00 ms on average in the worst stage." in said
+
+
+def test_concurrency_and_rate_never_share_an_axis(mixed: Report) -> None:
+    """Two panels of one height: one of requests in flight, one of requests a second."""
+    closed, open_ = concurrency_vs_latency(read_material(mixed.run)).axes
+    drawn = [
+        sorted({float(x) for line in axes.containers for x in line[0].get_xdata()})
+        for axes in (closed, open_)
+    ]
+
+    assert [axes.get_title(loc="left") for axes in (closed, open_)] == [
+        "Concurrency, requests in flight",
+        "Request rate, requests/s",
+    ]
+    assert drawn == [[1.0, 2.0], [1.0, 2.0, 4.0]]
+    assert closed.get_ylim() == open_.get_ylim()
+
+
+def test_a_candidate_looks_alike_under_both_kinds_of_load(mixed: Report) -> None:
+    """Its closed loop and its Poisson arrivals have one colour, and one place in the legend."""
+    figure = concurrency_vs_latency(read_material(mixed.run))
+    colors = [
+        {str(one.get_label()): one[0].get_color() for one in axes.containers}
+        for axes in figure.axes
+    ]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+
+    assert colors[0].items() <= colors[1].items()
+    assert names.count("llamacpp-1-slots") == 1
+
+
+def test_arrivals_of_different_kinds_are_lines_of_their_own(mixed: Report) -> None:
+    """Constant arrivals at 2/s are not a point of the line through Poisson ones at 1/s and 4/s."""
+    open_ = concurrency_vs_latency(read_material(mixed.run)).axes[1]
+    drawn = {str(one.get_label()): one[0].get_xdata().tolist() for one in open_.containers}
+
+    assert drawn == {
+        "llamacpp-1-slots": [1.0, 4.0],
+        "llamacpp-1-slots, constant": [2.0],
+        "llamacpp-4-slots": [1.0, 4.0],
+        "llamacpp-4-slots, constant": [2.0],
+    }
+
+
+def test_many_candidates_under_both_kinds_have_a_panel_each(tmp_path: Path) -> None:
+    """Seven candidates make fourteen panels; ticks tell which kind of load each shows."""
+    config = loaded_with(CLOSED_LOAD, OPEN_LOAD)
+    config["experiments"] = [
+        {**config["experiments"][0], "name": f"candidate-{n}"} for n in range(7)
+    ]
+    figure = concurrency_vs_latency(read_material(build_run(tmp_path, config)))
+    ticks = [
+        [label.get_text() for label in axes.get_xticklabels()]
+        for axes in figure.axes
+        if axes.get_visible()
+    ]
+
+    assert ticks == [["1", "2"]] * 7 + [["1/s", "4/s"]] * 7
+
+
+@pytest.mark.parametrize(
+    ("loads", "axis", "ticks"),
+    [
+        ([CLOSED_LOAD], "Concurrency, requests in flight", ["1", "2"]),
+        ([OPEN_LOAD], "Request rate, requests/s", ["1", "4"]),
+        (
+            [CLOSED_LOAD, OPEN_LOAD, CONSTANT_LOAD],
+            "Load: requests in flight, or requests per second (/s)",
+            ["1", "2", "1/s", "2/s constant", "4/s"],
+        ),
+    ],
+)
+def test_an_axis_of_loads_says_what_its_numbers_are(
+    tmp_path: Path, loads: list[Any], axis: str, ticks: list[str]
+) -> None:
+    """Error rates across concurrency, across rates, or across both with their unit."""
+    figure = error_rates(read_material(build_run(tmp_path, loaded_with(*loads))))
+
+    assert figure.get_supxlabel() == axis
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ticks
+
+
+@pytest.mark.parametrize(
+    ("loads", "title", "levels"),
+    [
+        ([CLOSED_LOAD], "requests in flight", ["1", "2"]),
+        ([OPEN_LOAD], "requests/s", ["1", "4"]),
+        ([CLOSED_LOAD, OPEN_LOAD], "load", ["1", "2", "1/s", "4/s"]),
+    ],
+)
+def test_points_are_told_apart_by_their_load(
+    tmp_path: Path, loads: list[Any], title: str, levels: list[str]
+) -> None:
+    """The legend names requests in flight, requests a second, or both with their unit."""
+    figure = tokens_vs_latency(read_material(build_run(tmp_path, loaded_with(*loads))))
+    (legend,) = figure.legends
+
+    assert legend.get_title().get_text() == title
+    assert [text.get_text() for text in legend.get_texts()] == levels
+
+
+def test_growth_is_told_within_one_kind_of_load(mixed: Report) -> None:
+    """Latency at a rate is compared with latency at another rate."""
+    said = readings(read_material(mixed.run))["concurrency_vs_inference_latency"]
+    pairs = re.findall(r"times as high at (\d [a-z /]+?) as at (\d (?:in flight|request/s))", said)
+
+    assert pairs == [("2 in flight", "1 in flight")] * 2 + [("4 requests/s", "1 request/s")] * 2
+
+
+def test_pictures_of_both_kinds_keep_their_size(mixed: Report) -> None:
+    """Each is 9 inches at 150 dots wide."""
+    widths = {picture_size(mixed.run.folder / name)[0] for name in SEED_PICTURES}
+
+    assert widths == {1350}
+
+
+def test_stages_not_run_are_named_by_their_load(tmp_path: Path) -> None:
+    """Each unit stands once."""
+    config = loaded_with(CLOSED_LOAD, OPEN_LOAD)
+    report = built(build_run(tmp_path, config, failed_endpoints=["llamacpp-1-slots"]))
+
+    assert r"| llamacpp-1-slots | en_1-500 | 1, 2 in flight; 1, 4 requests/s | " in report.markdown
+
+
+BUSY = ClientUse(cpu_share=0.97, loop_lag_p99_s=0.001, loop_lag_max_s=0.002)
+
+
+def test_a_client_that_was_the_bottleneck_is_told_wherever_its_figures_stand(
+    tmp_path: Path,
+) -> None:
+    """Beside the answer, beside each recommendation, in the stage table, and in the method."""
+    report = built(build_run(tmp_path, loaded_with(OPEN_LOAD), client=BUSY))
+    reason = "the client used 97 % of a core"
+    caveat = f"There the client that sent the load was the bottleneck ({reason})"
+
+    assert caveat in report.section("Summary")
+    assert caveat in report.section("Per instance results")
+    assert {row["notes"] for row in report.table("experiment", "All stages")} == {
+        f"the client was the bottleneck: {reason}"
+    }
+    assert (
+        "**The client was the bottleneck** for `llamacpp-1-slots` on `en_1-500` at 1, 4 "
+        "requests/s; and `llamacpp-4-slots` on `en_1-500` at 1, 4 requests/s, for the reasons"
+    ) in report.section("How this was measured")
+
+
+def test_a_client_that_kept_up_is_not_mentioned(mixed: Report) -> None:
+    """No caveat, and no column of notes in which nothing stands."""
+    assert "bottleneck" not in mixed.markdown
+    assert "notes" not in mixed.table("experiment", "All stages")[0]
+
+
+def test_a_cap_that_was_reached_is_told(tmp_path: Path) -> None:
+    """How many requests waited, where it is the answer's stage, in its row, and in the method."""
+    report = built(build_run(tmp_path, loaded_with(OPEN_LOAD), held_back=3))
+
+    assert "max_in_flight held 3 requests back there." in report.section("Summary")
+    assert {row["notes"] for row in report.table("experiment", "All stages")} == {
+        "3 held back by max_in_flight"
+    }
+    assert (
+        "12 requests were held back because max_in_flight was reached, for `llamacpp-1-slots`"
+    ) in report.section("How this was measured")
+    assert "requests were sent late by" not in report.markdown
+
+
+def test_users_who_think_are_not_said_to_hold_their_number(tmp_path: Path) -> None:
+    """With think time fewer are in flight than users; that is no load that was not held."""
+    load = {**CLOSED_LOAD, "think_time_s": 2}
+    run = build_run(tmp_path, loaded_with(load))
+    metrics = read_metrics(run)
+    metrics["mean_in_flight"] = 0.4
+    write_metrics(run, metrics)
+
+    said = report_markdown(read_material(run))
+
+    assert "closed loop with 1 and 2 users who think for 2 s between answer and question" in said
+    assert "did not keep the load up" not in said
+    assert "in flight on average" not in said
+
+
+@pytest.mark.parametrize(
+    ("load", "words"),
+    [
+        (
+            {**CLOSED_LOAD, "requests": 100},
+            "closed loop with 1 and 2 in flight, 10 s measured, or 100 requests where they come "
+            "first, after 1.5 s of warm-up",
+        ),
+        (
+            {"kind": "open_loop", "request_rate": [0.5], "requests": 1},
+            "open loop with Poisson arrivals at 0.5 requests/s, 1 request measured after 5 s of "
+            "warm-up",
+        ),
+        (
+            {**CONSTANT_LOAD, "max_in_flight": 9},
+            "open loop with evenly spaced arrivals at 2 requests/s, 9 in flight at most, 10 s "
+            "measured after 1.5 s of warm-up",
+        ),
+        (
+            {**OPEN_LOAD, "arrivals": "gamma", "burstiness": 0.3},
+            "open loop with gamma-distributed gaps of shape 0.3 at 1 and 4 requests/s, 10 s "
+            "measured after 1.5 s of warm-up",
+        ),
+        (
+            {**OPEN_LOAD, "arrivals": "ramp", "ramp_to_rate": 8},
+            "open loop with Poisson arrivals from 1 and 4 requests/s to 8 over the window, 10 s "
+            "measured after 1.5 s of warm-up",
+        ),
+    ],
+)
+def test_a_load_is_told_as_it_was_asked_for(
+    tmp_path: Path, load: dict[str, Any], words: str
+) -> None:
+    """Kind, levels, arrivals and end of every load."""
+    assert load_shapes(read_material(build_run(tmp_path, loaded_with(load)))) == [words]
+
+
+def test_what_was_simulated_is_labelled(tmp_path: Path) -> None:
+    """At the top, beside the answer, and where the endpoints are listed."""
+    config = loaded_with(CLOSED_LOAD)
+    simulated = {"kind": "simulated", "preset": "imitated", "faults": {"reset": 0.1}}
+    config["experiments"] = [{**config["experiments"][0], "endpoint": simulated}]
+    report = built(build_run(tmp_path, config))
+
+    assert (
+        "`docs-llama` on a simulated server. **Simulated:** in every experiment no model"
+        in (report.markdown.split("## Summary")[0])
+    )
+    assert "These figures are simulated." in report.section("Summary")
+    assert report.table("experiment", "Endpoints")[0]["settings"] == (
+        "chat API, preset imitated, seed 7, with faults"
+    )
 
 
 # --- hostile text --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmgauge.statistics import (
+    OrderStatistics,
     effective_sample_size,
     lag1_autocorrelation,
     mean_interval,
@@ -135,6 +136,52 @@ def test_percentile_interval_is_nan_below_the_samples_needed():
     assert all(math.isnan(bound) for bound in percentile_interval([1.0] * 5, 0.5))
 
 
+def sought(values, ranks, *, hold, at_once):
+    """The order statistics of `ranks`, and how often the sample had to be shown for them."""
+    found = OrderStatistics(hold=hold)
+    for showing in range(1, 10):
+        for start in range(0, len(values), at_once):
+            found.add(np.array(values[start : start + at_once]))
+        if found.seek(ranks):
+            return [found.value_at(rank) for rank in ranks], showing
+    raise AssertionError("the ranks were never found")
+
+
+tied = st.sampled_from([0.0, 0.02, math.nextafter(0.02, 1), 0.25, 1.0, math.inf])
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(tied | st.floats(allow_nan=False), min_size=1, max_size=80),
+    st.sampled_from([0, 1, 5, 1000]),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_order_statistics_of_a_sample_in_pieces_are_exact(values, hold, at_once, data):
+    """However little is held, ties and neighbours told apart by the last bit included."""
+    ranks = sorted(data.draw(st.sets(st.integers(1, len(values)), min_size=1)))
+
+    found, n_showings = sought(values, ranks, hold=hold, at_once=at_once)
+
+    assert found == [sorted(values)[rank - 1] for rank in ranks]
+    assert n_showings <= 4
+
+
+def test_a_percentile_in_pieces_needs_two_showings():
+    """Once to see where it lies, once to pick it, where what lies there can be held."""
+    values = np.random.default_rng(5).gamma(4.0, 0.005, size=100_000)
+
+    found, n_showings = sought(values, [50_000, 99_000], hold=10_000, at_once=1000)
+
+    assert found == list(np.sort(values)[[49_999, 98_999]])
+    assert n_showings == 2
+
+
+def test_no_rank_is_found_at_once():
+    """Whoever wants nothing need not show the sample again."""
+    assert sought([1.0], [], hold=1, at_once=1) == ([], 1)
+
+
 def test_mean_interval_of_uncorrelated_samples_is_student_s():
     """Mean 7/3, deviation 1.2111, six samples, t = 2.5706 from the table of 5 degrees."""
     low, high = mean_interval([1.0, 3.0, 2.0, 4.0, 1.0, 3.0])
@@ -159,9 +206,10 @@ def test_mean_interval_covers_the_truth():
     assert 0.92 <= np.mean([low <= 5.0 <= high for low, high in bounds]) <= 0.98
 
 
-def test_mean_interval_of_a_constant_is_the_constant():
-    """No spread, no width."""
-    assert mean_interval([0.25] * 8) == (0.25, 0.25)
+@pytest.mark.parametrize("value", [0.25, 0.1, 0.0])
+def test_mean_interval_of_a_constant_is_the_constant(value):
+    """No spread, no width; what a sum of tenths is off by is no spread."""
+    assert mean_interval([value] * 10) == pytest.approx((value, value), abs=1e-15)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [0.0] * 4 + [1.0] * 4])

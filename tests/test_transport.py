@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import socket
 import ssl
 import weakref
+import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 import trustme
 
-from fmgauge import transport
-from fmgauge.transport import Client, Exchange, Origin, RealClock, origin_of, run_event_loop
+from fmgauge.transport import (
+    Client,
+    Exchange,
+    Origin,
+    RealClock,
+    Timeouts,
+    origin_of,
+    run_event_loop,
+)
 from scripted_server import (
     DONE,
     LAST_CHUNK,
@@ -37,32 +46,45 @@ class Body:
         self.stamps_s: list[float] = []
         self.pieces: list[bytes] = []
 
-    def take(self, stamp_s: float, data: bytes) -> None:
-        """Keep one read's bytes and stamp."""
-        self.stamps_s.append(stamp_s)
-        self.pieces.append(data)
-
     @property
     def text(self) -> bytes:
         """All bytes."""
         return b"".join(self.pieces)
 
 
+class Told(Exchange):
+    """An exchange that keeps its body and tells of its end."""
+
+    def __init__(self, tell: Callable[[Exchange], object], request: bytes = REQUEST) -> None:
+        super().__init__(request)
+        self.tell = tell
+        self.body = Body()
+
+    def on_body(self, stamp_s: float, data: bytes) -> None:
+        """Keep one read's bytes and stamp."""
+        self.body.stamps_s.append(stamp_s)
+        self.body.pieces.append(data)
+
+    def on_end(self) -> None:
+        """Tell of the end."""
+        self.tell(self)
+
+
 async def exchanged(client: Client) -> tuple[Exchange, Body]:
     """Send one request and wait for its end."""
-    ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
-    body = Body()
-    client.send(Exchange(REQUEST, body.take, ended.set_result))
-    return await ended, body
+    ended: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+    client.send(Told(ended.set_result))
+    exchange = await ended
+    return exchange, exchange.body
 
 
 def with_client(
-    url: str, use: Callable[[Client], Coroutine[Any, Any, Any]], **options: float
+    url: str, use: Callable[[Client], Coroutine[Any, Any, Any]], **timeouts: float
 ) -> Any:
     """Run `use(client)` on an event loop, the client being closed at the end."""
 
     async def run() -> Any:
-        client = Client(origin_of(url), RealClock(), **{"timeout_s": 20.0, **options})
+        client = Client(origin_of(url), RealClock(), Timeouts(**{"total_s": 20.0, **timeouts}))
         try:
             return await use(client)
         finally:
@@ -71,9 +93,9 @@ def with_client(
     return run_event_loop(run())
 
 
-def ask(url: str, **options: float) -> tuple[Exchange, Body]:
+def ask(url: str, **timeouts: float) -> tuple[Exchange, Body]:
     """Send one request to `url`."""
-    return with_client(url, exchanged, **options)
+    return with_client(url, exchanged, **timeouts)
 
 
 def ask_times(url: str, times: int) -> list[Exchange]:
@@ -88,9 +110,9 @@ def ask_times(url: str, times: int) -> list[Exchange]:
             if len(exchanges) == times:
                 ended.set_result(exchanges)
             else:
-                client.send(Exchange(REQUEST, Body().take, on_end))
+                client.send(Told(on_end))
 
-        client.send(Exchange(REQUEST, Body().take, on_end))
+        client.send(Told(on_end))
         return await ended
 
     return with_client(url, use)
@@ -293,8 +315,11 @@ def test_exchange_leaves_nothing_for_the_garbage_collector() -> None:
     """What a request used is freed when it ends, with the collector off, as it is under load."""
 
     async def use(client: Client) -> weakref.ref[Body]:
-        _, body = await exchanged(client)
-        return weakref.ref(body)
+        ended = asyncio.Event()
+        exchange = Told(lambda _: ended.set())
+        client.send(exchange)
+        await ended.wait()
+        return weakref.ref(exchange.body)
 
     gc.disable()
     try:
@@ -354,7 +379,7 @@ def test_silent_server_times_out() -> None:
         await asyncio.Event().wait()
 
     with ScriptedServer(script) as server:
-        exchange, _ = ask(server.base_url, timeout_s=0.2)
+        exchange, _ = ask(server.base_url, total_s=0.2)
 
     assert exchange.failure.kind == "timeout"
     assert exchange.finished_at_s - exchange.sent_at_s >= 0.19
@@ -376,7 +401,7 @@ def test_time_out_of_one_leaves_the_others_alone() -> None:
         return [await exchanged(client), await exchanged(client), await first]
 
     with ScriptedServer(script) as server:
-        (one, _), (two, _), (silent, _) = with_client(server.base_url, use, timeout_s=0.5)
+        (one, _), (two, _), (silent, _) = with_client(server.base_url, use, total_s=0.5)
 
     assert (one.failure, two.failure, silent.failure.kind) == (None, None, "timeout")
 
@@ -385,38 +410,141 @@ def test_unanswered_handshake_times_out_as_connecting() -> None:
     """A server that accepts but never speaks TLS fails the connect time-out, unsent."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://127.0.0.1:{silent.getsockname()[1]}"
-        exchange, _ = ask(url, connect_timeout_s=0.2)
+        exchange, _ = ask(url, connect_s=0.2)
 
     assert exchange.failure.kind == "timeout"
     assert exchange.sent_at_s is None
 
 
+def test_answer_that_does_not_begin_times_out() -> None:
+    """With a limit on the first byte, silence ends before the whole request's limit."""
+
+    async def script(_: Request, __: Peer) -> None:
+        await asyncio.Event().wait()
+
+    with ScriptedServer(script) as server:
+        exchange, _ = ask(server.base_url, first_byte_s=0.1)
+
+    assert exchange.failure == ("timeout", "no first byte within 0.1 s")
+
+
+def test_silence_within_an_answer_times_out() -> None:
+    """A slow-loris body that stops is given up after the limit between bytes; slow ones are not."""
+
+    async def script(_: Request, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD)
+        for _ in range(5):
+            await peer.send(chunk(b"x"))
+            await asyncio.sleep(0.05)
+        await asyncio.Event().wait()
+
+    with ScriptedServer(script) as server:
+        exchange, body = ask(server.base_url, between_bytes_s=0.3)
+
+    assert exchange.failure == ("timeout", "no further byte within 0.3 s")
+    assert body.text == b"xxxxx"
+
+
+def test_drip_of_single_bytes_ends_at_the_whole_limit() -> None:
+    """A body that never ends, a byte at a time, keeps every other limit but not the whole one."""
+
+    async def script(_: Request, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD)
+        while True:
+            await peer.send(chunk(b"x"))
+            await asyncio.sleep(0.01)
+
+    with ScriptedServer(script) as server:
+        exchange, _ = ask(server.base_url, total_s=0.3, between_bytes_s=0.2)
+
+    assert exchange.failure == ("timeout", "no complete answer within 0.3 s")
+
+
 def test_oversized_answer_is_cut() -> None:
     """An answer beyond the cap is given up with an error that names the cap."""
-    block = chunk(b"x" * 2**20)
+    block = chunk(b"x" * 2**18)
 
     async def script(_: Request, peer: Peer) -> None:
         await peer.send(STREAM_HEAD)
         while True:
             await peer.send(block)
 
-    received = 0
-
-    def take(_: float, data: bytes) -> None:
-        nonlocal received
-        received += len(data)
-
-    async def use(client: Client) -> Exchange:
-        ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
-        client.send(Exchange(REQUEST, take, ended.set_result))
-        return await ended
+    async def use(client: Client) -> tuple[Exchange, Body]:
+        client.max_response_bytes = 2**21
+        return await exchanged(client)
 
     with ScriptedServer(script) as server:
-        exchange = with_client(server.base_url, use)
+        exchange, body = with_client(server.base_url, use)
 
-    assert exchange.failure.kind == "stream_error"
-    assert "64 MiB" in exchange.failure.message
-    assert received <= transport.MAX_RESPONSE_BYTES
+    assert exchange.failure == ("stream_error", "an answer larger than 2 MiB")
+    assert len(body.text) <= 2**21
+
+
+# --- compression ---------------------------------------------------------------------------------
+
+
+def compressed(body: bytes, encoding: str) -> bytes:
+    """A whole response whose body is compressed."""
+    packed = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
+    return response("200 OK", packed, f"Content-Encoding: {encoding}")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_compressed_body_is_handed_on_plain(encoding: str) -> None:
+    """A server that compresses though nobody asked is understood, whatever its pieces."""
+    reply = compressed(b"one two", encoding)
+    with ScriptedServer(script_of(*(bytes([byte]) for byte in reply))) as server:
+        exchange, body = ask(server.base_url)
+
+    assert (exchange.failure, body.text) == (None, b"one two")
+
+
+def test_next_answer_need_not_be_compressed() -> None:
+    """What one answer's headers said holds for that answer only."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        plain = response("200 OK", b"plain")
+        await peer.send(plain if request.number else compressed(b"packed", "gzip"))
+
+    async def use(client: Client) -> list[bytes]:
+        return [(await exchanged(client))[1].text for _ in range(2)]
+
+    with ScriptedServer(script) as server:
+        assert with_client(server.base_url, use) == [b"packed", b"plain"]
+        assert server.connections == 1
+
+
+def test_broken_compression_is_a_failure() -> None:
+    """Bytes that are not what the header says end the request with the reason."""
+    reply = response("200 OK", b"not gzip at all", "Content-Encoding: gzip")
+    with ScriptedServer(script_of(reply)) as server:
+        exchange, _ = ask(server.base_url)
+
+    assert exchange.failure.message.startswith("malformed compression")
+
+
+def test_compression_that_ends_early_is_a_cut_answer() -> None:
+    """A body that is complete for HTTP but not for gzip is no whole answer."""
+    packed = gzip.compress(b"one two" * 100)[:-12]
+    reply = response("200 OK", packed, "Content-Encoding: gzip")
+    with ScriptedServer(script_of(reply)) as server:
+        exchange, _ = ask(server.base_url)
+
+    assert exchange.failure.kind == "truncated"
+
+
+def test_compression_bomb_is_cut() -> None:
+    """A small body that swells beyond the cap is given up, with no more than the cap handed on."""
+
+    async def use(client: Client) -> tuple[Exchange, Body]:
+        client.max_response_bytes = 2**16
+        return await exchanged(client)
+
+    with ScriptedServer(script_of(compressed(b"x" * 2**22, "gzip"))) as server:
+        exchange, body = with_client(server.base_url, use)
+
+    assert exchange.failure.kind in ("stream_error", "truncated")
+    assert len(body.text) <= 2**16
 
 
 # --- TLS -----------------------------------------------------------------------------------------
@@ -530,11 +658,12 @@ def test_exception_of_the_coroutine_is_raised() -> None:
 def test_exception_in_a_callback_ends_the_run() -> None:
     """A program's error in `on_body` is raised to the caller instead of hanging the run."""
 
-    def broken(_: float, __: bytes) -> None:
-        raise ZeroDivisionError("a bug")
+    class Broken(Exchange):
+        def on_body(self, stamp_s: float, data: bytes) -> None:
+            raise ZeroDivisionError("a bug")
 
     async def use(client: Client) -> None:
-        client.send(Exchange(REQUEST, broken, lambda _: None))
+        client.send(Broken(REQUEST))
         await asyncio.Event().wait()
 
     with (

@@ -1,17 +1,14 @@
-"""Server-sent events and OpenAI chat answers, as bytes: what is a token, an error, an end."""
+"""Answers of OpenAI's APIs, as bytes: what is a token, a count, an error, an end."""
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from fmgauge.records import Endpoint, Payload
-from fmgauge.wire import ChatDecoder, Cut, SseDecoder, SseEvent, chat_request
+from fmgauge.records import Endpoint
+from fmgauge.wire import Cut, Decoder, new_decoder
 from scripted_server import DONE, chat_events, delta, event, usage
 
 # Recorded from a llama.cpp server (b-number and ids shortened), a replacement character included.
@@ -28,157 +25,15 @@ LLAMACPP_STREAM = (
     "data: [DONE]\n\n"
 ).encode()
 
-# A stream that uses every freedom that the standard gives.
-ODD_STREAM = (
-    b"\xef\xbb\xbf: a comment\r\n\r\nevent: error\r\ndata:one\rdata: two\r\n\r\n"
-    b"id: 7\nretry: 10\n\n"
-    b'data\n\ndata:  spaced\n\nevent: lost\n\n:\ndata: {"a": "\xc3\xa4"}\r\rdata: last\n\n'
-)
-ODD_EVENTS = [
-    SseEvent(b"error", b"one\ntwo"),
-    SseEvent(None, b""),
-    SseEvent(None, b" spaced"),
-    SseEvent(None, b'{"a": "\xc3\xa4"}'),
-    SseEvent(None, b"last"),
-]
 
-
-def endpoint(**changes: Any) -> Endpoint:
-    """An endpoint that answers at 127.0.0.1."""
-    fields: dict[str, Any] = {
-        "experiment": "x",
-        "kind": "openai",
-        "state": "ready",
-        "base_url": "http://127.0.0.1:8000/v1",
-        "model": "tiny",
-        "instance_type": None,
-        "instance_count": 1,
-        "owned": False,
-    }
-    return Endpoint(**(fields | changes))
-
-
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-PAYLOAD = Payload("p-1", "Why \u00e4?", None, 3, 16)
-
-
-def parsed(request: bytes) -> tuple[str, dict[str, str], Any]:
-    """Request line, headers and JSON body of a request."""
-    head, _, body = request.partition(b"\r\n\r\n")
-    line, *rest = head.decode().split("\r\n")
-    headers = dict(part.split(": ", 1) for part in rest)
-    assert int(headers["content-length"]) == len(body)
-    return line, headers, json.loads(body)
-
-
-def decoded(*reads: bytes, keep_text: bool = True) -> ChatDecoder:
+def decoded(*reads: bytes, api: str = "chat") -> Decoder:
     """A decoder that was fed one read a second, from second 1 on."""
-    decoder = ChatDecoder(keep_text=keep_text)
+    decoder = new_decoder(
+        Endpoint("x", "openai", "ready", "http://127.0.0.1/v1", "m", None, 1, False, api=api)
+    )
     for second, data in enumerate(reads, start=1):
         decoder.feed(float(second), data)
     return decoder
-
-
-def cut_at(data: bytes, positions: list[int]) -> list[bytes]:
-    """`data` cut at the positions, in order; some pieces may be empty."""
-    edges = [0, *sorted(positions), len(data)]
-    return [data[start:end] for start, end in pairwise(edges)]
-
-
-# --- the request ---------------------------------------------------------------------------------
-
-
-def test_request_asks_for_a_stream_with_usage() -> None:
-    """The body asks for a stream, for usage at its end, and for the payload's output length."""
-    _, _, body = parsed(chat_request(endpoint(), PAYLOAD, request_id="r-1"))
-
-    assert body == {
-        "model": "tiny",
-        "messages": [{"role": "user", "content": "Why \u00e4?"}],
-        "max_tokens": 16,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-
-
-def test_request_head_names_path_host_and_id() -> None:
-    """The request goes to chat/completions below the base address and carries its id."""
-    line, headers, _ = parsed(chat_request(endpoint(), PAYLOAD, request_id="r-1"))
-
-    assert line == "POST /v1/chat/completions HTTP/1.1"
-    assert headers["host"] == "127.0.0.1:8000"
-    assert headers["x-request-id"] == "r-1"
-    assert "authorization" not in headers
-
-
-def test_request_carries_the_key() -> None:
-    """A key is sent as a bearer token."""
-    _, headers, _ = parsed(chat_request(endpoint(), PAYLOAD, request_id="r", api_key="k-123"))
-
-    assert headers["authorization"] == "Bearer k-123"
-
-
-def test_extra_body_wins() -> None:
-    """The endpoint's own fields are added, and replace what they name."""
-    extra = {"ignore_eos": True, "max_tokens": 4}
-    _, _, body = parsed(chat_request(endpoint(extra_body=extra), PAYLOAD, request_id="r"))
-
-    assert (body["ignore_eos"], body["max_tokens"]) == (True, 4)
-
-
-def test_messages_are_sent_as_they_are() -> None:
-    """A payload of messages is sent unchanged."""
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
-    payload = Payload("p", None, messages, 9, 8)
-
-    _, _, body = parsed(chat_request(endpoint(), payload, request_id="r"))
-
-    assert body["messages"] == messages
-
-
-# --- server-sent events --------------------------------------------------------------------------
-
-
-def test_every_line_end_and_field_of_the_standard() -> None:
-    """LF, CR, CRLF, comments, missing spaces, empty data, unknown fields: as in the standard."""
-    assert SseDecoder().feed(ODD_STREAM) == ODD_EVENTS
-
-
-@unhurried
-@given(st.lists(st.integers(0, len(ODD_STREAM)), max_size=30))
-def test_any_split_of_a_stream_gives_equal_events(positions: list[int]) -> None:
-    """However a stream is cut, inside CRLF, a character or a field's name, its events are equal."""
-    decoder = SseDecoder()
-
-    events = [one for piece in cut_at(ODD_STREAM, positions) for one in decoder.feed(piece)]
-
-    assert events == ODD_EVENTS
-
-
-_LINES = st.sampled_from(
-    [b"data: a", b"data:", b"data", b"data:  b", b": c", b"event: e", b"event", b"x: y", b"", b""]
-)
-_ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
-
-
-@unhurried
-@given(st.lists(st.tuples(_LINES, _ENDS), max_size=20), st.lists(st.integers(0, 200), max_size=9))
-def test_any_split_of_any_lines_gives_equal_events(
-    lines: list[tuple[bytes, bytes]], positions: list[int]
-) -> None:
-    """The events of a stream do not depend on where the network cuts it."""
-    stream = b"".join(line + end for line, end in lines)
-    whole, in_pieces = SseDecoder(), SseDecoder()
-
-    pieces = cut_at(stream, [min(position, len(stream)) for position in positions])
-
-    assert [one for p in pieces for one in in_pieces.feed(p)] == whole.feed(stream)
-
-
-def test_event_is_given_at_its_blank_line_not_later() -> None:
-    """An event that ends with a lone CR is not held back for an LF that may never come."""
-    assert SseDecoder().feed(b"data: now\r\r") == [SseEvent(None, b"now")]
 
 
 # --- tokens --------------------------------------------------------------------------------------
@@ -189,29 +44,18 @@ def test_recorded_stream_is_read_whole() -> None:
     decoder = decoded(LLAMACPP_STREAM)
 
     assert decoder.verdict(200) == ("ok", None)
-    assert decoder.token_at_s == [1.0, 1.0, 1.0]
+    assert [*decoder.token_at_s] == [1.0, 1.0, 1.0]
     assert decoder.text == "\ufffd transf\u00f6rmpow"
     assert decoder.finish_reason == "length"
     assert (decoder.prompt_tokens, decoder.output_tokens, decoder.cached_tokens) == (5, 3, 4)
     assert decoder.server_latency_s == pytest.approx(0.00849)
 
 
-@unhurried
-@given(st.lists(st.integers(0, len(LLAMACPP_STREAM)), max_size=20))
-def test_any_split_of_an_answer_gives_equal_results(positions: list[int]) -> None:
-    """Text, tokens, counts and verdict do not depend on where the network cut the answer."""
-    decoder = decoded(*cut_at(LLAMACPP_STREAM, positions))
-
-    assert decoder.verdict(200) == ("ok", None)
-    assert decoder.text == "\ufffd transf\u00f6rmpow"
-    assert len(decoder.token_at_s) == decoder.output_tokens == 3
-
-
 def test_token_has_the_instant_of_the_read_that_completed_it() -> None:
     """One event a read: each token's instant is that of its own read."""
     decoder = decoded(*chat_events(["a", "b", "c"]))
 
-    assert decoder.token_at_s == [2.0, 3.0, 4.0]
+    assert [*decoder.token_at_s] == [2.0, 3.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +73,7 @@ def test_token_has_the_instant_of_the_read_that_completed_it() -> None:
 )
 def test_chunk_without_material_is_no_token(fields: dict[str, Any]) -> None:
     """A role, or emptiness, is not the first token."""
-    assert decoded(delta(**fields)).token_at_s == []
+    assert [*decoded(delta(**fields)).token_at_s] == []
 
 
 @pytest.mark.parametrize(
@@ -250,7 +94,7 @@ def test_generated_material_of_any_kind_is_a_token(
     """Content, reasoning, refusals and tool calls are tokens; reasoning is not content."""
     decoder = decoded(delta(**fields))
 
-    assert decoder.token_at_s == [1.0]
+    assert [*decoder.token_at_s] == [1.0]
     assert decoder.first_content_at_s == (1.0 if is_content else None)
 
 
@@ -298,11 +142,6 @@ def test_absent_usage_is_no_count(counts: dict[str, Any] | None) -> None:
 
     assert decoder.verdict(200) == ("ok", None)
     assert decoder.output_tokens is None
-
-
-def test_text_is_kept_only_where_asked() -> None:
-    """Without the wish for it, no text is kept."""
-    assert decoded(*chat_events(), keep_text=False).text is None
 
 
 # --- how it ended --------------------------------------------------------------------------------
@@ -378,48 +217,6 @@ def test_malformed_chunk_is_a_stream_error(broken: bytes) -> None:
     assert decoder.verdict(200)[0] == "stream_error"
 
 
-@unhurried
-@given(st.binary(max_size=300), st.booleans())
-def test_no_bytes_raise(noise: bytes, as_event: bool) -> None:
-    """Whatever a server sends, there is a verdict."""
-    decoder = decoded(b"data: " + noise + b"\n\n" if as_event else noise)
-
-    assert decoder.verdict(200)[0] in ("stream_error", "truncated", "empty")
-
-
-@unhurried
-@given(
-    st.recursive(
-        st.none() | st.integers() | st.text(),
-        lambda t: (
-            st.lists(t)
-            | st.dictionaries(
-                st.sampled_from(
-                    [
-                        "choices",
-                        "delta",
-                        "content",
-                        "tool_calls",
-                        "function",
-                        "usage",
-                        "error",
-                        "finish_reason",
-                        "timings",
-                        "prompt_ms",
-                        "predicted_ms",
-                    ]
-                ),
-                t,
-            )
-        ),
-    )
-)
-def test_no_json_raises(value: Any) -> None:
-    """Whatever JSON stands in a chunk or a whole answer, there is a verdict."""
-    for body in (event(value), json.dumps(value).encode()):
-        assert isinstance(decoded(body).verdict(200)[0], str)
-
-
 def test_stream_without_finish_reason_is_truncated() -> None:
     """A stream that just ends was cut, even where the transport saw a proper end, or DONE came."""
     assert decoded(delta(content="a")).verdict(200)[0] == "truncated"
@@ -476,7 +273,7 @@ def test_answer_as_one_json_has_counts_but_no_token_instants() -> None:
     decoder = decoded(body[:20], body[20:])
 
     assert decoder.verdict(200) == ("ok", None)
-    assert (decoder.token_at_s, decoder.output_tokens, decoder.text) == ([], 2, "Hello")
+    assert (len(decoder.token_at_s), decoder.output_tokens, decoder.text) == (0, 2, "Hello")
 
 
 def test_error_as_json_under_status_200_is_a_failure() -> None:
@@ -490,3 +287,353 @@ def test_half_a_json_answer_is_truncated() -> None:
 
     assert decoded(half).verdict(200, cut=Cut("truncated", "closed"))[0] == "truncated"
     assert decoded(half).verdict(200)[0] == "stream_error"
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+
+def counted(text: str, completion_tokens: int, **fields: Any) -> bytes:
+    """A chat chunk that tells how many tokens there are so far, as vLLM does when asked to."""
+    choice = {"index": 0, "delta": {"content": text} if text else {}, **fields}
+    counts = {"prompt_tokens": 5, "completion_tokens": completion_tokens}
+    return event({"choices": [choice], "usage": counts})
+
+
+def test_each_chunk_has_the_tokens_that_the_server_told_of_it() -> None:
+    """Where every chunk tells the count so far, a chunk's tokens are the difference."""
+    last = counted("", 6, finish_reason="length")
+    decoder = decoded(counted("a", 1), counted("bcd", 4), counted("ef", 6), last, usage(5, 6), DONE)
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert [*(decoder.chunk_tokens or ())] == [1, 3, 2]
+
+
+def test_tokens_of_a_chunk_without_text_count_with_the_next() -> None:
+    """Half a character is a token without a text; it shows in the chunk that completes it."""
+    decoder = decoded(counted("a", 1), counted("", 2), counted("b", 3))
+
+    assert [*(decoder.chunk_tokens or ())] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [delta(content="a"), delta(content="b"), usage(5, 2)],
+        [counted("a", 1), delta(content="b"), usage(5, 2)],
+        [delta(content="a"), counted("b", 2), usage(5, 2)],
+        [counted("a", 1), counted("b", 2), usage(5, 3)],
+        [counted("a", 2), counted("b", 1), usage(5, 1)],
+        [counted("a", 1), delta(content="b"), counted("c", 3), usage(5, 3)],
+    ],
+)
+def test_incomplete_or_contradictory_counts_of_chunks_are_none(chunks: list[bytes]) -> None:
+    """Told of some chunks only, not summing to the whole, or running backwards: not used."""
+    assert decoded(*chunks).chunk_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({"completion_tokens": 2}, (None, 2)),
+        ({"prompt_tokens": 3}, (3, None)),
+        ({"prompt_tokens": True, "completion_tokens": 2.0}, (None, None)),
+        ({"prompt_tokens": 0, "completion_tokens": 2**31}, (0, None)),
+    ],
+)
+def test_each_count_is_kept_as_it_was_told(
+    counts: dict[str, Any], told: tuple[int | None, int | None]
+) -> None:
+    """A usage may tell one count and not the other, and what is no count is not told."""
+    decoder = decoded(event({"choices": [], "usage": counts}))
+
+    assert (decoder.prompt_tokens, decoder.output_tokens) == told
+
+
+def test_a_later_usage_does_not_unsay_an_earlier_one() -> None:
+    """What the last usage leaves out stays as it was told before."""
+    decoder = decoded(counted("a", 1), event({"choices": [], "usage": {"completion_tokens": 2}}))
+
+    assert (decoder.prompt_tokens, decoder.output_tokens) == (5, 2)
+
+
+# --- how servers differ --------------------------------------------------------------------------
+
+
+def test_last_token_may_come_with_the_finish_reason() -> None:
+    """A chunk that holds both a token and the reason of the end is a token."""
+    decoder = decoded(delta(content="a"), delta(content="b", finish_reason="length"), DONE)
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert ([*decoder.token_at_s], decoder.finish_reason) == ([1.0, 2.0], "length")
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_lines_may_end_as_they_like_and_data_needs_no_space(line_end: str) -> None:
+    """TGI writes `data:{`; others end lines with CRLF or put comments between events."""
+    stream = b": hello\n\n" + b": ping\n".join(chat_events(["data: a", "{"]))
+    for given in (stream, stream.replace(b"data: {", b"data:{")):
+        decoder = decoded(given.replace(b"\n", line_end.encode()))
+
+        assert decoder.verdict(200) == ("ok", None)
+        assert (decoder.text, len(decoder.token_at_s)) == ("data: a{", 2)
+
+
+def test_data_of_several_lines_is_one_chunk() -> None:
+    """A chunk's JSON may stand in several data lines."""
+    pretty = b'data: {"choices":\ndata: [{"delta": {"content":\ndata: "a"}}]}\n\n'
+
+    assert decoded(pretty).text == "a"
+
+
+def test_several_tokens_in_one_read_share_its_instant() -> None:
+    """What came in one read came at one instant."""
+    assert [*decoded(b"".join(chat_events(["a", "b", "c"]))).token_at_s] == [1.0, 1.0, 1.0]
+
+
+def test_the_same_reasoning_under_two_names_is_one_text() -> None:
+    """Some servers send reasoning under its old and its new name at once."""
+    assert decoded(delta(reasoning="hm", reasoning_content="hm")).text == "hm"
+
+
+def test_missing_done_is_no_failure() -> None:
+    """A proper end of the response after a finish_reason is an end."""
+    assert decoded(*chat_events()[:-1]).verdict(200) == ("ok", None)
+
+
+def test_missing_done_in_a_cut_answer_is_a_cut() -> None:
+    """A connection that broke before the server said that it was done may have lost chunks."""
+    cut = Cut("truncated", "closed")
+
+    assert decoded(*chat_events()[:-1]).verdict(200, cut=cut) == ("truncated", "closed")
+
+
+@pytest.mark.parametrize(
+    "error_event",
+    [
+        event({"object": "error", "message": "overloaded"}),
+        delta(content="a", finish_reason="error"),
+        b"event: error\ndata: late",
+        b'data:{"error":"overloaded","error_type":"overloaded"}\r\n\r\n',
+        event({"error": "overloaded", "choices": [{"delta": {"content": "a"}}]}),
+    ],
+)
+def test_an_error_of_any_form_is_a_failure(error_event: bytes) -> None:
+    """Servers tell errors in many forms; in none is the answer a success."""
+    decoder = decoded(*chat_events()[:-1], error_event)
+
+    assert decoder.verdict(200)[0] == "stream_error"
+
+
+def test_http_error_without_a_body_is_its_status() -> None:
+    """Where the server says nothing, nothing is added."""
+    assert decoded().verdict(503) == ("http_error", "HTTP 503")
+
+
+def test_http_error_told_as_an_event_is_shown() -> None:
+    """Some servers answer a refused stream with an event; what it says is the error."""
+    assert decoded(event({"error": "too long"})).verdict(400) == (
+        "http_error",
+        'HTTP 400: "too long"',
+    )
+
+
+# --- JSON lines ----------------------------------------------------------------------------------
+
+
+def lines_of(events: list[bytes]) -> list[bytes]:
+    """Events as JSON lines, without DONE, as LMI's containers stream chat."""
+    return [one.removeprefix(b"data: ")[:-1] for one in events if one != DONE]
+
+
+def test_chunks_as_json_lines_are_a_stream() -> None:
+    """Without `data:` each line is a chunk; the first one's instant is that of its own read."""
+    decoder = decoded(*lines_of(chat_events(["a", "b"])[1:]))
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert ([*decoder.token_at_s], decoder.text) == ([1.0, 2.0], "ab")
+    assert (decoder.prompt_tokens, decoder.output_tokens) == (5, 2)
+
+
+def test_one_json_line_may_be_a_whole_stream() -> None:
+    """An answer of one token can be one chunk, which came at one instant."""
+    decoder = decoded(*lines_of([delta(content="a", finish_reason="length")]))
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert [*decoder.token_at_s] == [1.0]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_answer_over_several_lines_is_one_answer(indent: int | None) -> None:
+    """Pretty-printed, or with a line's end behind it, an answer is no stream."""
+    body = json.dumps(JSON_ANSWER, indent=indent).encode() + b"\n"
+    decoder = decoded(body[:40], body[40:])
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert (len(decoder.token_at_s), decoder.text) == (0, "Hello")
+
+
+def test_a_broken_json_line_is_a_stream_error() -> None:
+    """A line that is no JSON fails the request, and so does an error among the lines."""
+    good = lines_of(chat_events())
+
+    for bad in (b"oops\n", b'{"error": "overloaded"}\n', b'{"choi'):
+        assert decoded(*good, bad).verdict(200)[0] == "stream_error"
+
+
+# --- completions ---------------------------------------------------------------------------------
+
+
+def piece(text: str, finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
+    """One chunk of a completion."""
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    return {"object": "text_completion", "choices": [choice], **fields}
+
+
+def test_completions_bear_their_tokens_in_the_text() -> None:
+    """An empty text is no token; counts and the server's own time are read as for chat."""
+    timings = {"prompt_ms": 2.0, "predicted_ms": 3.0}
+    last = piece("", "length", timings=timings)
+    chunks = [event(piece("")), event(piece(" a")), event(piece("b")), event(last), usage(5, 2)]
+    decoder = decoded(*chunks, DONE, api="completions")
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert ([*decoder.token_at_s], decoder.first_content_at_s, decoder.text) == ([2, 3], 2, " ab")
+    assert (decoder.finish_reason, decoder.output_tokens) == ("length", 2)
+    assert decoder.server_latency_s == pytest.approx(0.005)
+
+
+def test_a_completion_that_does_not_stream_has_no_token_instants() -> None:
+    """Its one JSON has a chunk's form, but its text came all at once."""
+    counts = {"prompt_tokens": 5, "completion_tokens": 2}
+    body = json.dumps(piece("Hello", "stop", usage=counts, timings={})).encode()
+    decoder = decoded(body, b"\n", api="completions")
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert (len(decoder.token_at_s), decoder.text, decoder.output_tokens) == (0, "Hello", 2)
+
+
+# --- the Responses API ---------------------------------------------------------------------------
+
+
+def named(kind: str, **fields: Any) -> bytes:
+    """One event of the Responses API."""
+    value = {"type": kind, "sequence_number": 3, **fields}
+    return f"event: {kind}\ndata: {json.dumps(value)}\n\n".encode()
+
+
+def ended(status: str, *, kind: str | None = None, **fields: Any) -> bytes:
+    """The last event of the Responses API."""
+    details = {"cached_tokens": 4}, {"reasoning_tokens": 1}
+    counts = {
+        "input_tokens": 5,
+        "input_tokens_details": details[0],
+        "output_tokens": 3,
+        "output_tokens_details": details[1],
+    }
+    parts = [{"type": "output_text", "text": "ab"}]
+    output = [{"type": "message", "content": parts}]
+    response = {"status": status, "error": None, "usage": counts, "output": output, **fields}
+    return named(kind or f"response.{status}", response=response)
+
+
+TEXT_EVENTS = [
+    named("response.created", response={"status": "in_progress", "error": None, "usage": None}),
+    named("response.output_item.added", item={"type": "reasoning"}),
+    named("response.reasoning_summary_text.delta", delta="hm"),
+    named("response.output_text.delta", delta=""),
+    named("response.output_text.delta", delta="a"),
+    named("response.output_text.delta", delta="b"),
+    named("response.output_text.done", text="ab"),
+]
+
+
+def test_responses_bear_their_tokens_in_deltas() -> None:
+    """Deltas are tokens, reasoning is not content, and the last event repeats no text."""
+    decoder = decoded(*TEXT_EVENTS, ended("completed"), api="responses")
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert ([*decoder.token_at_s], decoder.first_content_at_s) == ([3.0, 5.0, 6.0], 5.0)
+    assert (decoder.text, decoder.finish_reason) == ("hmab", "stop")
+    assert (decoder.prompt_tokens, decoder.cached_tokens) == (5, 4)
+    assert (decoder.output_tokens, decoder.reasoning_tokens) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_content"),
+    [
+        ("response.output_text.delta", True),
+        ("response.refusal.delta", True),
+        ("response.function_call_arguments.delta", True),
+        ("response.reasoning_text.delta", False),
+        ("response.reasoning_summary_text.delta", False),
+        ("response.reasoning.delta", False),
+    ],
+)
+def test_a_delta_of_any_kind_is_a_token(kind: str, is_content: bool) -> None:
+    """Text, refusals and arguments are content; reasoning is a token, too."""
+    decoder = decoded(named(kind, delta="x"), api="responses")
+
+    assert [*decoder.token_at_s] == [1.0]
+    assert decoder.first_content_at_s == (1.0 if is_content else None)
+
+
+@pytest.mark.parametrize("kind", ["response.incomplete", "response.completed"])
+def test_an_answer_as_long_as_it_may_be_ends_for_its_length(kind: str) -> None:
+    """The reason is the one of the other APIs; a server may call even this end completed."""
+    details = {"reason": "max_output_tokens"}
+    last = ended("incomplete", kind=kind, incomplete_details=details)
+    decoder = decoded(*TEXT_EVENTS, last, api="responses")
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert decoder.finish_reason == "length"
+
+
+def test_the_last_event_says_that_it_was_all() -> None:
+    """There is no DONE; after the last event a missing HTTP terminator cuts nothing off."""
+    decoder = decoded(*TEXT_EVENTS, ended("completed"), api="responses")
+
+    assert decoder.verdict(200, cut=Cut("truncated", "closed")) == ("ok", None)
+
+
+def test_a_response_without_its_last_event_is_truncated() -> None:
+    """Text alone is no whole answer."""
+    assert decoded(*TEXT_EVENTS, api="responses").verdict(200)[0] == "truncated"
+
+
+@pytest.mark.parametrize(
+    "error_event",
+    [
+        ended("failed", error={"code": "server_error", "message": "overloaded"}),
+        ended("cancelled"),
+        named("error", code="server_error", message="overloaded"),
+        named("response.output_text.delta", delta="a", error="overloaded"),
+        event({"error": "overloaded"}),
+    ],
+)
+def test_an_error_among_the_events_of_a_response_is_a_failure(error_event: bytes) -> None:
+    """An error fails the request, also where an end that looks good follows."""
+    events = [*TEXT_EVENTS, error_event, ended("completed")]
+
+    assert decoded(*events, api="responses").verdict(200)[0] == "stream_error"
+
+
+def test_a_response_that_does_not_stream_has_no_token_instants() -> None:
+    """Reasoning, text and arguments of a whole response are its text."""
+    output = [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {"type": "message", "content": [{"type": "output_text", "text": "ab"}]},
+        {"type": "function_call", "name": "f", "arguments": "{}"},
+    ]
+    counts = {"input_tokens": 5, "output_tokens": 3}
+    answer = {"object": "response", "status": "completed", "output": output, "usage": counts}
+    decoder = decoded(json.dumps(answer, indent=1).encode(), api="responses")
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert (len(decoder.token_at_s), decoder.text, decoder.output_tokens) == (0, "hmab{}", 3)
+
+
+def test_a_whole_response_that_failed_is_a_failure() -> None:
+    """Its status counts, whatever HTTP's says."""
+    body = json.dumps({"object": "response", "status": "failed", "error": {"code": "x"}}).encode()
+
+    assert decoded(body, api="responses").verdict(200) == ("stream_error", '{"code":"x"}')

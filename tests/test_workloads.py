@@ -30,9 +30,9 @@ from fmgauge.workloads import (
     check_workloads,
     docs_text,
     docs_tokenizer_path,
+    marked,
     prepare_payloads,
     salt_from,
-    salted,
 )
 from fmgauge.workloads.python_docs import python_docs_rows
 from fmgauge.workloads.synthetic import draw_lengths
@@ -187,64 +187,79 @@ def test_single_braces_around_places_are_text(config: Config, tmp_path: Path) ->
 # --- salts ---------------------------------------------------------------------------------------
 
 
-@given(st.text(max_size=50))
+@given(st.text(max_size=50) | st.from_regex(r"[0-9a-f]{16}-[0-9]{1,25}", fullmatch=True))
 def test_a_salt_is_eight_digits_with_spaces_between(name: str) -> None:
     """Every name gives a salt of one form."""
     assert re.fullmatch(r"\d( \d){7}", salt_from(name))
 
 
-def test_a_salt_depends_on_its_name_alone() -> None:
+@pytest.mark.parametrize("name", ["7/12", "0123456789abcdef-3"])
+def test_a_salt_depends_on_its_name_alone(name: str) -> None:
     """Another process, with another hash seed, makes the same salt of the same name."""
-    program = "from fmgauge.workloads import salt_from; print(salt_from('id-3'))"
+    program = f"from fmgauge.workloads import salt_from; print(salt_from({name!r}))"
     other = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert other.stdout.strip() == salt_from("id-3")
+    assert other.stdout.strip() == salt_from(name)
 
 
-def test_requests_have_different_salts() -> None:
-    """No two of a thousand sendings share a salt."""
-    assert len({salt_from(f"id-{number}") for number in range(1000)}) == 1000
+@given(
+    prefix=st.from_regex(r"[0-9a-f]{16}", fullmatch=True),
+    first=st.integers(0, 10**8 - 1),
+    second=st.integers(0, 10**8 - 1),
+)
+def test_two_requests_of_a_worker_never_share_a_salt(prefix: str, first: int, second: int) -> None:
+    """Up to a hundred million, no two running numbers behind one prefix have the same salt."""
+    same_salt = salt_from(f"{prefix}-{first}") == salt_from(f"{prefix}-{second}")
+    assert same_salt == (first == second)
 
 
-def test_salting_replaces_the_salt_of_a_prompt() -> None:
-    """Only the digits at the start change."""
+@given(prefix=st.from_regex(r"[0-9a-f]{16}", fullmatch=True), number=st.integers(0, 10**9))
+def test_neighbours_salts_share_not_even_their_first_digit(prefix: str, number: int) -> None:
+    """A cache that keeps what two prompts in a row share finds nothing to keep."""
+    this, following = (salt_from(f"{prefix}-{n}") for n in (number, number + 1))
+    assert this[0] != following[0]
+
+
+def test_workers_salts_differ() -> None:
+    """Equal numbers behind different prefixes have different salts, as far as chance allows."""
+    salts = {salt_from(f"{prefix:016x}-{number}") for prefix in range(30) for number in range(30)}
+    assert len(salts) == 900
+
+
+@pytest.mark.parametrize("name", ["id-01", "id-\u0663", "id-", "-3", "id-" + "9" * 30, "3", "id"])
+def test_any_other_name_has_a_salt_of_its_own(name: str) -> None:
+    """What only looks like a prefix and a running number shares no salt with what is one."""
+    others = {salt_from(other) for other in ("id-1", "id-3", "id-0", "-1")}
+    assert salt_from(name) not in others
+
+
+def test_a_mark_takes_the_place_of_a_prompts_salt() -> None:
+    """Only the digits at the start change, whatever the mark's length."""
     payload = Payload("p", "1 1 1\n\n1 1 1 is said", None, 9, 5, salt="1 1 1")
-    again = salted(payload, "2 3 4")
-    assert (again.prompt, again.salt) == ("2 3 4\n\n1 1 1 is said", "2 3 4")
+    again = marked(payload, "mark")
+    assert (again.prompt, again.salt) == ("mark\n\n1 1 1 is said", "mark")
     assert payload.prompt == "1 1 1\n\n1 1 1 is said"
 
 
-def test_salting_replaces_the_salt_of_messages() -> None:
+def test_a_mark_takes_the_place_of_messages_salt() -> None:
     """Only the first message's text changes, and the payload that was salted stays as it was."""
     messages = [{"role": "system", "content": "1 1\n\nHi"}, {"role": "user", "content": "1 1"}]
     payload = Payload("p", None, messages, 9, 5, salt="1 1")
-    assert salted(payload, "2 3").messages == [
-        {"role": "system", "content": "2 3\n\nHi"},
+    assert marked(payload, "2 3 4").messages == [
+        {"role": "system", "content": "2 3 4\n\nHi"},
         {"role": "user", "content": "1 1"},
     ]
     assert messages[0]["content"] == "1 1\n\nHi"
 
 
-def test_salting_finds_the_first_text_part() -> None:
+def test_a_mark_is_put_into_the_first_text_part() -> None:
     """A picture may stand before the text."""
     picture = {"type": "image_url", "image_url": {"url": "data:,"}}
     content = [picture, {"type": "text", "text": "1 1\n\nHi"}, {"type": "text", "text": "there"}]
     payload = Payload("p", None, [{"role": "user", "content": content}], 9, 5, salt="1 1")
-    again = salted(payload, "2 3").messages or []
+    again = marked(payload, "2 3").messages or []
     assert [part.get("text") for part in again[0]["content"]] == [None, "2 3\n\nHi", "there"]
-
-
-def test_a_payload_without_salt_is_sent_as_it_is() -> None:
-    """A workload whose subject is prefix caching is not salted."""
-    payload = Payload("p", "1 1 1", None, 3, 5)
-    assert salted(payload, "2 2 2") is payload
-
-
-def test_a_salt_of_another_length_is_refused() -> None:
-    """It would change the prompt's tokens."""
-    with pytest.raises(ValueError, match="5 characters"):
-        salted(Payload("p", "1 1 1\n\n", None, 9, 5, salt="1 1 1"), "2 2")
 
 
 def test_every_salt_leaves_the_count_as_it_is(tokens_of: Callable[[str], int]) -> None:

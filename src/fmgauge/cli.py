@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fmgauge import __version__
@@ -17,6 +18,7 @@ from fmgauge.errors import ConfigError, FmgaugeError
 EXIT_STEP_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_report(commands)
     _add_clean_up(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -80,6 +83,19 @@ def _add_clean_up(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     command.add_argument("run_id", metavar="RUN_ID", nargs="?", help="a run's id or folder")
     command.set_defaults(command=_clean_up)
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "serve", help="serve a config's simulated endpoints until Ctrl-C or SIGTERM"
+    )
+    command.add_argument("config", type=Path, metavar="CONFIG")
+    command.add_argument("--experiment", metavar="NAME", help="serve this one's endpoint alone")
+    command.add_argument(
+        "--port", type=int, default=0, help="the first one's port; without it, free ones"
+    )
+    _add_set(command)
+    command.set_defaults(command=_serve)
 
 
 def _add_set(command: argparse.ArgumentParser) -> None:
@@ -129,6 +145,23 @@ def _clean_up(options: argparse.Namespace) -> int:
     place = options.run_id or Path("results").resolve()
     print(f"{len(runs)} run(s) looked at in {place}; {left} resource(s) left running.")
     return EXIT_STEP_FAILED if left else 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from fmgauge.config import load_config
+    from fmgauge.deploy import serve
+    from fmgauge.pipeline.notebooks import StopSignal
+
+    loaded = load_config(options.config, options.overrides)
+    with StopSignal() as stop:
+        serve(
+            loaded,
+            experiment=options.experiment,
+            port=options.port,
+            stopped=lambda: stop.signum is not None,
+            say=partial(print, flush=True),
+        )
+    return EXIT_SIGNAL + (stop.signum or 0)
 
 
 if __name__ == "__main__":

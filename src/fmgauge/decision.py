@@ -7,7 +7,8 @@ NaN and no infinity: what could not be measured is None, with the reason in word
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter
 
 from fmgauge.config import Config
 from fmgauge.config.model import Limits
+from fmgauge.config.stages import load_label
 from fmgauge.metrics import NO_RECORDS, PERCENTILES
 from fmgauge.records import write_atomically
 from fmgauge.statistics import samples_needed
@@ -43,7 +45,8 @@ class Budget:
 class BudgetCheck:
     """One budget held against one stage; `value` is None where it could not be measured."""
 
-    metric: str
+    metric: str  # as the budget names it
+    column: str  # of the metrics table, where the value stands
     value: float | None
     limit: float
     verdict: Verdict
@@ -57,11 +60,18 @@ class StageVerdict:
     experiment: str
     workload: str
     stage: str
-    concurrency: int
+    concurrency: int | None  # None in open loop
+    request_rate: float | None  # mean arrivals per second asked for; None in closed loop
+    arrivals: str | None
     instance_type: str
     price_per_txn: float | None
     meets_budgets: bool
     checks: tuple[BudgetCheck, ...]
+
+    @property
+    def label(self) -> str:
+        """The load level in words, such as 4 in flight or 2 requests/s."""
+        return load_label(self.concurrency, self.request_rate, self.arrivals)
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,17 @@ def _latency_budgets(words: str, column: str, limits: Limits | None) -> list[Bud
         for name, limit in given.items()
         if limit is not None
     ]
+
+
+def column_of(metric: str, row: Mapping[str, Any]) -> str:
+    """The column in which a stage holds what a budget calls `metric`.
+
+    In open loop a TTFT counts from the instant at which the request was to be sent, as `latency`
+    does there by itself: a wait that the endpoint caused is part of what it made users wait.
+    """
+    if row["kind"] != "open_loop":
+        return metric
+    return re.sub("^ttft_s_", "ttft_s_from_intended_", metric)
 
 
 def decide(metrics: pd.DataFrame, config: Config) -> Decision:
@@ -166,7 +187,7 @@ class _Candidate:
     def name(self) -> str:
         """The stage in words."""
         stage = self.verdict
-        return f"{stage.experiment} on {stage.instance_type} at concurrency {stage.concurrency}"
+        return f"{stage.experiment} on {stage.instance_type} at {stage.label}"
 
     @property
     def is_eligible(self) -> bool:
@@ -189,11 +210,14 @@ class _Candidate:
 
 def _stage_verdict(row: Row, budgets: Sequence[Budget]) -> StageVerdict:
     checks = tuple(_check(budget, row) for budget in budgets)
+    is_open = row["kind"] == "open_loop"
     return StageVerdict(
         experiment=row["experiment_name"],
         workload=row["workload"],
         stage=row["stage"],
-        concurrency=int(row["concurrency"]),
+        concurrency=None if is_open else int(row["concurrency"]),
+        request_rate=float(row["request_rate_asked"]) if is_open else None,
+        arrivals=row["arrivals"] if is_open else None,
         instance_type=row["instance_type"],
         price_per_txn=_finite(row["price_per_txn"]),
         meets_budgets=all(check.verdict == "PASS" for check in checks),
@@ -202,9 +226,10 @@ def _stage_verdict(row: Row, budgets: Sequence[Budget]) -> StageVerdict:
 
 
 def _check(budget: Budget, row: Row) -> BudgetCheck:
-    raw = float(row[budget.metric])
+    column = column_of(budget.metric, row)
+    raw = float(row[column])
     verdict, reason = _judged(budget, raw, row)
-    return BudgetCheck(budget.metric, _finite(raw), budget.limit, verdict, reason)
+    return BudgetCheck(budget.metric, column, _finite(raw), budget.limit, verdict, reason)
 
 
 def _judged(budget: Budget, value: float, row: Row) -> tuple[Verdict, str]:
@@ -233,7 +258,7 @@ def _without_success(row: Row) -> str:
 
 def _unmeasured(budget: Budget, row: Row) -> str:
     """Why a stage with successes has no figure: too few requests, or none that defines it."""
-    family, _, statistic = budget.metric.rpartition("_")
+    family, _, statistic = column_of(budget.metric, row).rpartition("_")
     p = PERCENTILES.get(statistic)
     needed = samples_needed(p) if p else 1
     if row["n_requests"] < needed and not math.isnan(row[f"{family}_mean"]):
@@ -273,14 +298,16 @@ def _answer(workload: str, kind: str | None, pool: Sequence[_Candidate]) -> Reco
     if within:
         unpriced = sum(c.verdict.meets_budgets for c in pool) - len(within)
         reason = _why_chosen(within, len(pool), " at a known price" if unpriced else "")
-        return Recommendation(workload, kind, within[0].verdict, None, reason)
+        return Recommendation(
+            workload, kind, within[0].verdict, None, _with_caveat(reason, within[0])
+        )
     measured = [candidate for candidate in pool if candidate.row["n_requests"] > 0]
     if not measured:
         causes = "; ".join(dict.fromkeys(_without_success(candidate.row) for candidate in pool))
         reason = f"No stage can be recommended: nothing was measured ({causes})."
         return Recommendation(workload, kind, None, None, reason)
     closest = min(measured, key=lambda candidate: candidate.distance)
-    reason = _why_none(closest, len(pool))
+    reason = _with_caveat(_why_none(closest, len(pool)), closest)
     return Recommendation(workload, kind, None, closest.verdict, reason)
 
 
@@ -302,6 +329,20 @@ def _why_chosen(within: Sequence[_Candidate], n_stages: int, known: str) -> str:
         place = f"it is the cheapest of the {len(within)} of {n_stages} stages that meet every "
         place += f"budget{known}"
     return f"{best.name} costs {figures}; {place}."
+
+
+def _with_caveat(reason: str, stage: _Candidate) -> str:
+    return f"{reason} {client_caveat(stage.row)}".rstrip()
+
+
+def client_caveat(row: Mapping[str, Any]) -> str:
+    """A sentence on a stage whose client was the bottleneck; "" of any other."""
+    if not row["client_limited"]:
+        return ""
+    return (
+        f"There the client that sent the load was the bottleneck ({row['client_limited']}): "
+        "the figures are partly its own."
+    )
 
 
 def _why_none(closest: _Candidate, n_stages: int) -> str:

@@ -14,8 +14,9 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from fmgauge.config import LoadedConfig, planned_stages
-from fmgauge.config.model import Experiment, PositiveFloat, Strict, Text, TokenPrice
+from fmgauge.config.model import Experiment, TokenPrice
 from fmgauge.config.refusals import explained
+from fmgauge.config.strict import PositiveFloat, Strict, Text
 from fmgauge.config.yaml_text import YamlText, read_yaml
 from fmgauge.errors import ConfigError, Problem
 
@@ -93,13 +94,14 @@ def price_problems(loaded: LoadedConfig) -> list[Problem]:
 def projected_spend_usd(loaded: LoadedConfig) -> float:
     """USD for the time that the planned stages keep hourly instances under load.
 
-    Warm-up and windows of every stage. Experiments priced per token are not in it: what they will
-    say is not known beforehand. Nor are starting up, draining and idling.
+    Warm-up and windows of every stage; of a stage that only a count ends, the warm-up alone.
+    Experiments priced per token are not in it: what they will say is not known beforehand. Nor
+    are starting up, draining and idling.
     """
     table = price_table(loaded)
     hourly = {e.name: _price(loaded, table, e).usd_per_hour for e in loaded.config.experiments}
     stages = planned_stages(loaded.config)
-    return sum(s.planned_s / 3600 * (hourly[s.experiment.name] or 0.0) for s in stages)
+    return sum(s.least_planned_s / 3600 * (hourly[s.experiment.name] or 0.0) for s in stages)
 
 
 def _validated(text: YamlText) -> PriceTable:
@@ -159,8 +161,21 @@ def _overspending(loaded: LoadedConfig) -> Iterator[Problem]:
     limit = loaded.config.budgets.spend_usd
     if limit is None:
         return
+    endless = list(_unbounded(loaded))
+    yield from endless
     spend = projected_spend_usd(loaded)
     if spend > limit:
-        problem = f"the planned stages cost ${spend:.4g} at hourly prices, more than ${limit:.4g}"
+        least = "at least " if endless else ""
+        problem = f"the planned stages cost {least}${spend:.4g} at hourly prices, more than "
         remedy = "Shorten or drop stages, or raise it"
-        yield loaded.problem(("budgets", "spend_usd"), problem, remedy)
+        yield loaded.problem(("budgets", "spend_usd"), f"{problem}${limit:.4g}", remedy)
+
+
+def _unbounded(loaded: LoadedConfig) -> Iterator[Problem]:
+    """Loads on hourly instances that only a count of requests ends: no cap on spending holds."""
+    for index, experiment in enumerate(loaded.config.experiments):
+        for position, load in enumerate(experiment.load):
+            if experiment.instance_type is not None and load.duration_s is None:
+                location = ("experiments", index, "load", position, "requests")
+                problem = "how long this takes is not known, so budgets.spend_usd cannot be kept"
+                yield loaded.problem(location, problem, "Give duration_s beside it")

@@ -5,13 +5,18 @@ Knows a Config whose every field is right by itself; not files or data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fmgauge.config.model import Config
+from fmgauge.config.model import ClosedLoop, Config, OpenLoop
 from fmgauge.config.refusals import nearest
+from fmgauge.config.stages import load_levels, stage_name
 from fmgauge.config.yaml_text import Location, YamlText
 from fmgauge.errors import Problem
+
+_LEVELS = {"closed_loop": "concurrency", "open_loop": "request_rate"}  # a load's list of levels
+_MOST_ARRIVALS = 20e6  # in one stage: 160 MB of instants
 
 
 def cross_checked(config: Config, text: YamlText) -> Iterator[Problem]:
@@ -19,6 +24,8 @@ def cross_checked(config: Config, text: YamlText) -> Iterator[Problem]:
     yield from _repeated_names(config, text)
     yield from _unmatched_workloads(config, text)
     yield from _repeated_stages(config, text)
+    yield from _unfit_loads(config, text)
+    yield from _unfit_simulations(config, text)
     yield from _empty_ranges(config, text)
 
 
@@ -81,13 +88,78 @@ def _unused_workloads(config: Config, text: YamlText) -> Iterator[Problem]:
 def _repeated_stages(config: Config, text: YamlText) -> Iterator[Problem]:
     for index, experiment in enumerate(config.experiments):
         levels = [
-            (level, ("experiments", index, "load", position, "concurrency", number))
+            (load, level, ("experiments", index, "load", position, _LEVELS[load.kind], number))
             for position, load in enumerate(experiment.load)
-            for number, level in enumerate(load.concurrency)
+            for number, level in enumerate(load_levels(load))
         ]
-        for repeat, _ in _repeats([level for level, _ in levels]):
-            level, location = levels[repeat]
-            yield text.problem(location, f"concurrency {level} stands twice", "Keep one of them")
+        for repeat, _ in _repeats([stage_name(load, level) for load, level, _ in levels]):
+            load, level, location = levels[repeat]
+            words = _LEVELS[load.kind].replace("_", " ")
+            yield text.problem(location, f"{words} {level:g} stands twice", "Keep one of them")
+
+
+def _unfit_loads(config: Config, text: YamlText) -> Iterator[Problem]:
+    """Keys of a load that do not go with another."""
+    for index, experiment in enumerate(config.experiments):
+        for position, load in enumerate(experiment.load):
+            own = _unfit_users(load) if isinstance(load, ClosedLoop) else _unfit_arrivals(load)
+            for key, problem, remedy in (*_unfit_stops(load), *own):
+                location = ("experiments", index, "load", position, *key)
+                yield text.problem(location, problem, remedy)
+
+
+_Unfit = Iterator[tuple[tuple[str | int, ...], str, str]]  # key within the load, problem, remedy
+
+
+def _unfit_stops(load: ClosedLoop | OpenLoop) -> _Unfit:
+    if load.duration_s is None and load.requests is None:
+        yield ("duration_s",), "nothing ends the window", "Give duration_s, requests, or both"
+
+
+def _unfit_users(load: ClosedLoop) -> _Unfit:
+    if load.ramp_up_s is not None and load.ramp_up_s > load.warmup_s:
+        warmup = f"warmup_s, which is {load.warmup_s:g}"
+        problem = f"{load.ramp_up_s:g} would reach into the window: it is above {warmup}"
+        yield ("ramp_up_s",), problem, "Lower it, or raise warmup_s"
+    if load.duration_s is not None and load.think_time_s >= load.duration_s:
+        window = f"duration_s, which is {load.duration_s:g}"
+        problem = f"{load.think_time_s:g} leaves users no second question: it is not below {window}"
+        yield ("think_time_s",), problem, "Lower it, or raise duration_s"
+
+
+def _unfit_arrivals(load: OpenLoop) -> _Unfit:
+    for key, arrivals in (("burstiness", "gamma"), ("ramp_to_rate", "ramp")):
+        given, wanted = getattr(load, key) is not None, load.arrivals == arrivals
+        if given and not wanted:
+            problem = f"has no meaning with arrivals: {load.arrivals}"
+            yield (key,), problem, f"Write arrivals: {arrivals}"
+        elif wanted and not given:
+            yield ("arrivals",), f"{arrivals} needs {key}", f"Give {key} beside it"
+    if load.arrivals == "ramp" and load.duration_s is None:
+        yield ("arrivals",), "a ramp needs a window of known length", "Give duration_s"
+    yield from _too_many_arrivals(load)
+
+
+def _too_many_arrivals(load: OpenLoop) -> _Unfit:
+    """Rates whose schedule would not fit in memory."""
+    window_s = math.inf if load.duration_s is None else load.duration_s
+    for place, rate in enumerate(load.request_rate):
+        highest = max(rate, load.ramp_to_rate or rate)
+        measured = min(highest * window_s, load.requests or math.inf)
+        n = rate * load.warmup_s + measured
+        if _MOST_ARRIVALS < n < math.inf:
+            problem = f"{rate:g} would be {n:.3g} requests in one stage, more than "
+            problem += f"{_MOST_ARRIVALS:.3g}"
+            yield ("request_rate", place), problem, "Lower it, or shorten the stage"
+
+
+def _unfit_simulations(config: Config, text: YamlText) -> Iterator[Problem]:
+    for index, experiment in enumerate(config.experiments):
+        endpoint = experiment.endpoint
+        if endpoint.kind == "simulated" and (endpoint.preset is None) == (endpoint.profile is None):
+            problem = "a simulated endpoint has either a preset or a profile"
+            location = ("experiments", index, "endpoint")
+            yield text.problem(location, problem, "Give one of the two")
 
 
 def _empty_ranges(config: Config, text: YamlText) -> Iterator[Problem]:

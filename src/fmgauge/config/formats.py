@@ -22,7 +22,7 @@ _ADDRESS_REMEDY = "Write it like http://localhost:8000/v1"
 def folder_name(value: str) -> str:
     """`value`, if it can name a folder inside the results folder and nothing outside it."""
     if not _NAME.fullmatch(value):
-        raise _refused(f"{_quoted(value)} cannot be a name", _NAME_REMEDY)
+        raise refused(f"{_quoted(value)} cannot be a name", _NAME_REMEDY)
     return value
 
 
@@ -30,7 +30,7 @@ def variable_name(value: str) -> str:
     """`value`, if it can name an environment variable; never shown, for it may be the key."""
     if not _VARIABLE.fullmatch(value):
         remedy = "Give the variable's name, such as OPENAI_API_KEY, never the key itself"
-        raise _refused("is not the name of an environment variable", remedy)
+        raise refused("is not the name of an environment variable", remedy)
     return value
 
 
@@ -38,17 +38,17 @@ def server_address(value: str) -> str:
     """`value`, if it is an http or https address with neither credentials nor a query."""
     if "@" in value:  # never shown: what stands before it is a secret
         remedy = "Remove them, and name the variable that holds the key in api_key_env"
-        raise _refused("holds credentials", remedy)
+        raise refused("holds credentials", remedy)
     if "?" in value or "#" in value:  # nor this: queries carry keys
-        raise _refused("goes on after its path", "Remove everything from the ? or # on")
+        raise refused("goes on after its path", "Remove everything from the ? or # on")
     if not re.match(r"https?://", value):
-        raise _refused(f"{_quoted(value)} does not begin with http:// or https://", _ADDRESS_REMEDY)
+        raise refused(f"{_quoted(value)} does not begin with http:// or https://", _ADDRESS_REMEDY)
     if not _has_valid_host(value):
-        raise _refused(f"{_quoted(value)} is not an address", _ADDRESS_REMEDY)
+        raise refused(f"{_quoted(value)} is not an address", _ADDRESS_REMEDY)
     route = _ROUTE.search(value)
     if route:
         remedy = f"Cut {route[1]} off: it is added to the address when a request is sent"
-        raise _refused(f"{_quoted(value)} goes on after the API's base", remedy)
+        raise refused(f"{_quoted(value)} goes on after the API's base", remedy)
     return value
 
 
@@ -64,7 +64,7 @@ def _has_valid_host(address: str) -> bool:
 def finite_json(value: Any) -> Any:
     """`value`, if no number in it is infinite or not a number: JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise _refused("must be a finite number", "JSON has no such number: give another")
+        raise refused("must be a finite number", "JSON has no such number: give another")
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             finite_json(item)
@@ -75,7 +75,8 @@ def _quoted(value: str) -> str:
     return f'"{value}"' if len(value) <= 60 else f'"{value[:59]}…"'
 
 
-def _refused(problem: str, remedy: str) -> PydanticCustomError:
+def refused(problem: str, remedy: str) -> PydanticCustomError:
+    """The error by which a validator tells what is wrong, and what to do about it."""
     return PydanticCustomError(
         "refused", "{problem}. {remedy}", {"problem": problem, "remedy": remedy}
     )

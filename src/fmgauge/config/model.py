@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from fmgauge.config.formats import finite_json, folder_name, server_address, variable_name
+from fmgauge.config.simulated import SimulatedEndpoint
+from fmgauge.config.strict import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Strict,
+    Text,
+)
 
 Name = Annotated[str, AfterValidator(folder_name)]
-Text = Annotated[str, Field(min_length=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 FiniteJson = Annotated[JsonValue, AfterValidator(finite_json)]
 
-
-class Strict(BaseModel):
-    """A model that refuses unknown keys, so that a misspelt one never passes in silence."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,  # a value may be a secret in the wrong place
-    )
+DEFAULT_DURATION_S = 60.0
 
 
 class RunSettings(Strict):
@@ -37,6 +32,11 @@ class RunSettings(Strict):
     )
     results_dir: Text = Field(
         default="results", description="Folder for results, from the project's root."
+    )
+    workers: PositiveInt | None = Field(
+        default=None,
+        description="Processes that share every stage's load; without it, one for each core but "
+        "one, at least 1.",
     )
 
 
@@ -188,9 +188,13 @@ class LlamacppEndpoint(Strict):
 
 
 class OpenaiEndpoint(Strict):
-    """A server that exists and speaks OpenAI's chat completions; never created, never deleted."""
+    """A server that exists and speaks one of OpenAI's APIs; never created, never deleted."""
 
-    kind: Literal["openai"] = Field(description="A server that speaks OpenAI's chat completions.")
+    kind: Literal["openai"] = Field(description="A server that speaks one of OpenAI's APIs.")
+    api: Literal["chat", "completions", "responses"] = Field(
+        default="chat",
+        description="Which API: chat completions, completions (plain prompts), or responses.",
+    )
     base_url: Annotated[str, AfterValidator(server_address)] = Field(
         description="Address up to and including /v1, with scheme and without credentials."
     )
@@ -202,26 +206,106 @@ class OpenaiEndpoint(Strict):
     )
 
 
-Endpoint = Annotated[LlamacppEndpoint | OpenaiEndpoint, Field(discriminator="kind")]
+Endpoint = Annotated[
+    LlamacppEndpoint | OpenaiEndpoint | SimulatedEndpoint, Field(discriminator="kind")
+]
 
 
-class ClosedLoop(Strict):
+class Timeouts(Strict):
+    """How long one request may take, in all and in parts, before it counts as failed."""
+
+    timeout_s: PositiveFloat = Field(
+        default=120.0, description="Longest that one request may take in all."
+    )
+    connect_timeout_s: PositiveFloat = Field(
+        default=10.0, description="Longest that opening a connection may take."
+    )
+    first_byte_timeout_s: PositiveFloat | None = Field(
+        default=None, description="Longest wait for the answer's first byte."
+    )
+    between_bytes_timeout_s: PositiveFloat | None = Field(
+        default=None, description="Longest silence within an answer."
+    )
+
+
+def _default_duration_s(given: dict[str, Any]) -> float | None:
+    """The length of a window that nothing else ends; `given` are the fields above."""
+    return DEFAULT_DURATION_S if given.get("requests") is None else None
+
+
+class Stops(Timeouts):
+    """When a stage's measured window begins and ends, and how long its last requests are awaited.
+
+    The window ends after `duration_s`, or with the last of `requests`, or with the first of both
+    where both are given; after 60 seconds where neither is.
+    """
+
+    requests: PositiveInt | None = Field(
+        default=None, description="Most requests to measure; without it, as many as the time holds."
+    )
+    duration_s: PositiveFloat | None = Field(
+        default_factory=_default_duration_s,
+        description="Length of the measured window; 60 where requests is not given.",
+    )
+    warmup_s: NonNegativeFloat = Field(
+        default=5.0, description="Time under load before the window, on other prompts."
+    )
+    drain_s: NonNegativeFloat | None = Field(
+        default=None,
+        description="Longest wait, after the window, for what was sent in it; what has not ended "
+        "then is cancelled, and counts as failed. Without it, time-outs alone end requests.",
+    )
+
+
+class ClosedLoop(Stops):
     """Keeps exactly `concurrency` requests in flight: users who ask again as soon as answered."""
 
     kind: Literal["closed_loop"] = Field(description="A fixed number of requests in flight.")
     concurrency: tuple[PositiveInt, ...] = Field(
         min_length=1, description="Requests kept in flight; one stage each."
     )
-    duration_s: PositiveFloat = Field(default=60.0, description="Length of the measured window.")
-    warmup_s: Annotated[float, Field(ge=0)] = Field(
-        default=5.0, description="Time under load before the window, on other prompts."
+    think_time_s: NonNegativeFloat = Field(
+        default=0.0,
+        description="Pause of each user between an answer and the next question; requests in "
+        "flight are then fewer than users.",
     )
-    timeout_s: PositiveFloat = Field(
-        default=120.0, description="Longest that one request may take before it counts as failed."
+    ramp_up_s: NonNegativeFloat | None = Field(
+        default=None,
+        description="Time over which the first requests are spread evenly; without it, half of "
+        "warmup_s, 5 seconds at most.",
     )
 
 
-Load = ClosedLoop  # open_loop and find_capacity join here, told apart by `kind`
+class OpenLoop(Stops):
+    """Sends requests at instants settled beforehand, however slow the answers are."""
+
+    kind: Literal["open_loop"] = Field(description="Requests at a rate, whatever the answers do.")
+    request_rate: tuple[PositiveFloat, ...] = Field(
+        min_length=1, description="Mean arrivals per second; one stage each."
+    )
+    arrivals: Literal["constant", "poisson", "gamma", "ramp"] = Field(
+        default="poisson",
+        description="Gaps between arrivals: equal, exponential, gamma-distributed, or exponential "
+        "at a rate that rises or falls in a straight line.",
+    )
+    burstiness: Annotated[float, Field(ge=0.01, le=10_000)] | None = Field(
+        default=None,
+        description="Shape of the gamma distribution: 1 is Poisson, less is burstier, more is "
+        "smoother. Only with arrivals: gamma.",
+    )
+    ramp_to_rate: PositiveFloat | None = Field(
+        default=None,
+        description="Rate at the window's end; the window begins with request_rate. Only with "
+        "arrivals: ramp.",
+    )
+    max_in_flight: PositiveInt | None = Field(
+        default=None,
+        description="Most requests in flight; a request that is due beyond it waits, which is "
+        "counted in its latency and told of the stage.",
+    )
+
+
+Load = Annotated[ClosedLoop | OpenLoop, Field(discriminator="kind")]
 
 
 class Experiment(Strict):

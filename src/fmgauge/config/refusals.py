@@ -50,6 +50,7 @@ class _Place:
 
     path: tuple[str | int, ...]
     parent: Any
+    kinds: tuple[type[BaseModel], ...]  # what else the parent could have been, by its kind
     type: Any
     meaning: str
 
@@ -92,7 +93,7 @@ def _words(detail: ErrorDetails, place: _Place, text: YamlText) -> tuple[str, st
     if kind == "refused":
         return context["problem"], context["remedy"]
     if kind == "extra_forbidden":
-        return "unknown key", nearest(str(place.path[-1]), _known_keys(place.parent))
+        return _words_of_unknown(str(place.path[-1]), place)
     if kind == "missing":
         return "this key is missing", f"Add it ({place.meaning})"
     if kind.startswith("union_tag_"):
@@ -103,6 +104,15 @@ def _words(detail: ErrorDetails, place: _Place, text: YamlText) -> tuple[str, st
         return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}", f"Change it ({place.meaning})"
     wanted, value = _WANTED[kind].format(**context), detail["input"]
     return f"must be {wanted}, not {_shown(value)}", _remedy(wanted, value, place, text)
+
+
+def _words_of_unknown(key: str, place: _Place) -> tuple[str, str]:
+    """A key of another kind is told as such: the nearest of this kind means another thing."""
+    for other in place.kinds:
+        if key in other.model_fields:
+            kinds = f"belongs to kind: {_kind_of(other)}, not to kind: {_kind_of(place.parent)}"
+            return kinds, "Remove it, or change the kind"
+    return "unknown key", nearest(key, _known_keys(place.parent))
 
 
 def _words_of_kind(detail: ErrorDetails, place: _Place) -> tuple[str, str]:
@@ -156,16 +166,19 @@ def _place(location: Location, model: type[BaseModel]) -> _Place:
     path: list[str | int] = []
     parent: Any = None
     current: Any = model
+    kinds: tuple[type[BaseModel], ...] = ()
     meaning = "a value"
     for part in location:
         member = _member_of_kind(current, part)
         if member is not None:
+            kinds = tuple(one for one in _members(current) if _is_model(one))
             current = member
             continue
         path.append(part)
+        kinds = kinds if current in kinds else ()
         parent, current = current, next(_below(current, part), None)
         meaning = _description(parent, part) or meaning
-    return _Place(tuple(path), _model_in(parent), current, meaning.rstrip("."))
+    return _Place(tuple(path), _model_in(parent), kinds, current, meaning.rstrip("."))
 
 
 def _member_of_kind(annotation: Any, part: str | int) -> type[BaseModel] | None:

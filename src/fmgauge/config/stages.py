@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
-from fmgauge.config.model import ClosedLoop, Config, Experiment, Workload
+from fmgauge.config.model import ClosedLoop, Config, Experiment, Load, OpenLoop, Workload
 from fmgauge.records import StageKey
 
 
@@ -14,13 +15,13 @@ class PlannedStage:
 
     experiment: Experiment
     workload: Workload
-    load: ClosedLoop
-    concurrency: int
+    load: ClosedLoop | OpenLoop
+    level: float  # requests in flight, or requests per second
 
     @property
     def name(self) -> str:
         """The stage's folder and its name in every table."""
-        return f"concurrency-{self.concurrency}"
+        return stage_name(self.load, self.level)
 
     @property
     def key(self) -> StageKey:
@@ -28,17 +29,76 @@ class PlannedStage:
         return StageKey(self.experiment.name, self.workload.name, self.name)
 
     @property
-    def planned_s(self) -> float:
-        """Warm-up and measured window together."""
-        return self.load.warmup_s + self.load.duration_s
+    def concurrency(self) -> int | None:
+        """Requests to keep in flight; None in open loop, where nobody keeps them."""
+        return int(self.level) if isinstance(self.load, ClosedLoop) else None
+
+    @property
+    def request_rate(self) -> float | None:
+        """Mean arrivals per second that are asked for; None in closed loop."""
+        return self.level if isinstance(self.load, OpenLoop) else None
+
+    @property
+    def mean_request_rate(self) -> float | None:
+        """Mean arrivals per second over the window: of a ramp, the mean of its two ends."""
+        if not isinstance(self.load, OpenLoop):
+            return None
+        return (self.level + (self.load.ramp_to_rate or self.level)) / 2
+
+    @property
+    def label(self) -> str:
+        """The load level in words."""
+        arrivals = self.load.arrivals if isinstance(self.load, OpenLoop) else None
+        return load_label(self.concurrency, self.mean_request_rate, arrivals)
+
+    @property
+    def planned_s(self) -> float | None:
+        """Warm-up and measured window together, at most; None where only a count ends it."""
+        duration_s = self.load.duration_s
+        return None if duration_s is None else self.load.warmup_s + duration_s
+
+    @property
+    def least_planned_s(self) -> float:
+        """What is known of `planned_s`: the warm-up alone where only a count ends the window."""
+        return self.load.warmup_s if self.planned_s is None else self.planned_s
+
+
+def load_levels(load: Load) -> tuple[float, ...]:
+    """The levels of one load, one stage each."""
+    return load.concurrency if isinstance(load, ClosedLoop) else load.request_rate
+
+
+def stage_name(load: Load, level: float) -> str:
+    """What the stage of a load at one level is called."""
+    if isinstance(load, ClosedLoop):
+        return f"concurrency-{level:.0f}"
+    arrivals = "" if load.arrivals == "poisson" else f"-{load.arrivals}"
+    return f"rate-{_written(level)}{arrivals}"
+
+
+def load_label(concurrency: int | None, request_rate: float | None, arrivals: str | None) -> str:
+    """A load level in words: 4 in flight, 2 requests/s, 2 requests/s (constant).
+
+    `request_rate` is the mean over the window. Poisson arrivals, the rule, are not named.
+    """
+    if request_rate is None:
+        return f"{concurrency} in flight"
+    notes = {"ramp": " (mean of a ramp)", "poisson": "", None: "", "": ""}
+    note = notes.get(arrivals, f" ({arrivals})")
+    return f"{_written(request_rate)} request{'' if request_rate == 1 else 's'}/s{note}"
+
+
+def _written(rate: float) -> str:
+    """A rate as one writes it, never in powers of ten: 0.5, 2, 2000000."""
+    return f"{Decimal(str(rate)).normalize():f}"
 
 
 def planned_stages(config: Config) -> tuple[PlannedStage, ...]:
     """Every stage that `config` asks for, experiment by experiment, in the order of running."""
     return tuple(
-        PlannedStage(experiment, config.workload(name), load, concurrency)
+        PlannedStage(experiment, config.workload(name), load, level)
         for experiment in config.experiments
         for name in experiment.workloads
         for load in experiment.load
-        for concurrency in load.concurrency
+        for level in load_levels(load)
     )

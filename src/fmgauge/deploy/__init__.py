@@ -5,7 +5,9 @@ Knows the ledger; not load, metrics or prices.
 
 from fmgauge.deploy.bring_up import bring_up
 from fmgauge.deploy.clean_up import CleanUpReport, clean_up
+from fmgauge.deploy.foreground import serve
 from fmgauge.deploy.ledger import read_ledger
+from fmgauge.deploy.local_kinds import preset_problems
 from fmgauge.deploy.serving import Serving, hold_lease, serving
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "bring_up",
     "clean_up",
     "hold_lease",
+    "preset_problems",
     "read_ledger",
+    "serve",
     "serving",
 ]

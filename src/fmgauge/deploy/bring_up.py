@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from fmgauge.config import planned_stages
-from fmgauge.config.model import Experiment, LlamacppEndpoint, OpenaiEndpoint
-from fmgauge.deploy import llamacpp_servers
-from fmgauge.deploy.llamacpp_servers import Server
+from fmgauge.config.model import Experiment, OpenaiEndpoint
+from fmgauge.deploy import local_servers
+from fmgauge.deploy.local_kinds import LocalEndpoint, prepare, preset_problems, request_fields
+from fmgauge.deploy.local_servers import Server
 from fmgauge.emulator.lease import renew
-from fmgauge.errors import EndpointError, FmgaugeError
+from fmgauge.errors import ConfigError, EndpointError, FmgaugeError
 from fmgauge.load import ask_once
-from fmgauge.records import Endpoint, read_endpoints, write_endpoints
+from fmgauge.records import Endpoint, RequestRecord, read_endpoints, write_endpoints
 from fmgauge.runs import Run, now_utc
 from fmgauge.transport import Clock, RealClock
 
@@ -24,21 +25,25 @@ BY_HAND_TTL_S = 1800.0
 _FIRST_ANSWER_WITHIN_S = 60.0
 _STILL_ANSWERS_WITHIN_S = 10.0
 _QUESTIONS = 3
-# Every prompt is computed in full, and every answer has the length that was asked for.
-_LLAMACPP_BODY = {"cache_prompt": False, "ignore_eos": True, "temperature": 0.0}
+_NO_KEY = ". Name the variable that holds the key in api_key_env"
+_NO_FAULT = {"fault": "none"}  # a simulated server's own: the first answer is not to fail
 
 
 def bring_up(run: Run, clock: Clock | None = None) -> list[Endpoint]:
     """Have an endpoint for every experiment that has stages to run, and write endpoints.json.
 
     An endpoint that still answers is kept, and so is the entry of an experiment whose stages are
-    all on disk. One that fails has the state "failed" and the reason; the others go on.
+    all on disk. One that fails has the state "failed" and the reason; the others go on. Raises
+    ConfigError, before anything is started, where one is to imitate what is not known.
     """
+    if problems := list(preset_problems(run.loaded)):
+        raise ConfigError(*problems)
     renew(run.lease_path, "by hand", BY_HAND_TTL_S)
     known = read_endpoints(run.endpoints_path)
     starting = [e for e in run.config.experiments if not _is_done(run, e, known)]
     for experiment in starting:  # models are built one by one, before any clock runs
-        _build_model(run, experiment)
+        if isinstance(experiment.endpoint, LocalEndpoint):
+            prepare(run.loaded, experiment.endpoint)
     answering = _side_by_side(run, starting, known, clock or RealClock())
     endpoints = [(known | answering)[experiment.name] for experiment in run.config.experiments]
     write_endpoints(run.endpoints_path, endpoints)
@@ -49,11 +54,6 @@ def _is_done(run: Run, experiment: Experiment, known: Mapping[str, Endpoint]) ->
     """Whether nothing is left to ask of `experiment`, and where it ran is known."""
     keys = [stage.key for stage in planned_stages(run.config) if stage.experiment == experiment]
     return experiment.name in known and all(run.stage_folder(key).exists() for key in keys)
-
-
-def _build_model(run: Run, experiment: Experiment) -> None:
-    if isinstance(experiment.endpoint, LlamacppEndpoint):
-        llamacpp_servers.model_path(run, experiment.endpoint)
 
 
 def _side_by_side(
@@ -67,18 +67,18 @@ def _side_by_side(
 
 def _endpoint(run: Run, experiment: Experiment, known: Endpoint | None, clock: Clock) -> Endpoint:
     match experiment.endpoint:
-        case LlamacppEndpoint() as wanted:
-            if known is not None and _still_answers(run, known):
-                return known
-            return _new_llamacpp(run, experiment, wanted, clock)
         case OpenaiEndpoint() as wanted:
             return _asked(_openai(experiment, wanted), _FIRST_ANSWER_WITHIN_S)
+        case local:
+            if known is not None and _still_answers(run, known):
+                return known
+            return _new_local(run, experiment, local, clock)
 
 
 def _still_answers(run: Run, known: Endpoint) -> bool:
     if known.state != "ready" or known.resource is None:
         return False
-    if not llamacpp_servers.is_running(run, known.resource):
+    if not local_servers.is_running(run, known.resource):
         return False
     return _asked(known, _STILL_ANSWERS_WITHIN_S).state == "ready"
 
@@ -89,9 +89,12 @@ def _asked(endpoint: Endpoint, timeout_s: float) -> Endpoint:
     One answer is enough, also one whose only token bears no text (the first of a reasoning model,
     or half a character): how often it fails is for the load to find out.
     """
+    asked = endpoint
+    if endpoint.kind == "simulated":
+        asked = replace(endpoint, extra_body=endpoint.extra_body | _NO_FAULT)
     for _ in range(_QUESTIONS):
         try:
-            answer = ask_once(endpoint, timeout_s=timeout_s)
+            answer = ask_once(asked, timeout_s=timeout_s)
         except FmgaugeError as error:  # its key is not set, for one
             return replace(endpoint, state="failed", error=str(error))
         if answer.status in ("ok", "empty"):
@@ -99,7 +102,27 @@ def _asked(endpoint: Endpoint, timeout_s: float) -> Endpoint:
         if answer.http_status is None:
             break  # nobody said anything: to wait as long again would not help
     reason = f"the first answer was no answer: {answer.status}: {answer.error}"
-    return replace(endpoint, state="failed", error=reason)
+    remedy = "" if endpoint.owned else _remedy(endpoint, answer)
+    return replace(endpoint, state="failed", error=reason + remedy)
+
+
+def _remedy(endpoint: Endpoint, answer: RequestRecord) -> str:
+    """What can be done about an endpoint of somebody else that cannot be reached, as a sentence."""
+    error = answer.error or ""
+    if "does not resolve" in error:
+        return f". Check the host's name in base_url, {endpoint.base_url}"
+    if "certificate verify failed" in error:
+        return (
+            f". If the authority behind {endpoint.base_url} is a private one, name the file of its "
+            "certificates in SSL_CERT_FILE"
+        )
+    if answer.http_status in (401, 403):
+        return f". Check the key in {endpoint.api_key_env}" if endpoint.api_key_env else _NO_KEY
+    return f". Check that a server answers at {endpoint.base_url}" if _unreached(answer) else ""
+
+
+def _unreached(answer: RequestRecord) -> bool:
+    return answer.http_status is None and answer.status in ("connection_error", "timeout")
 
 
 def _openai(experiment: Experiment, wanted: OpenaiEndpoint) -> Endpoint:
@@ -112,21 +135,19 @@ def _openai(experiment: Experiment, wanted: OpenaiEndpoint) -> Endpoint:
         instance_type=experiment.instance_type,
         instance_count=experiment.instance_count,
         owned=False,
+        api=wanted.api,
         api_key_env=wanted.api_key_env,
         extra_body=dict(wanted.extra_body),
     )
 
 
-def _new_llamacpp(
-    run: Run, experiment: Experiment, wanted: LlamacppEndpoint, clock: Clock
-) -> Endpoint:
+def _new_local(run: Run, experiment: Experiment, wanted: LocalEndpoint, clock: Clock) -> Endpoint:
     """A server started now, after what an earlier session left of this experiment has ended."""
-    for event in llamacpp_servers.outstanding_servers(run, experiment.name):
-        llamacpp_servers.close(run, event)
-    model = llamacpp_servers.model_path(run, wanted)
-    endpoint, began_s = _llamacpp(experiment), clock.now_s()
+    for event in local_servers.outstanding_servers(run, experiment.name):
+        local_servers.close(run, event)
+    endpoint, began_s = _local(experiment, wanted), clock.now_s()
     try:
-        server = llamacpp_servers.start(run, experiment, wanted, model)
+        server = local_servers.start(run, experiment, wanted)
     except EndpointError as error:
         return replace(endpoint, state="failed", error=str(error))
     answering = _first_answer(replace(endpoint, resource=server.name), server, clock, began_s)
@@ -135,25 +156,25 @@ def _new_llamacpp(
     return answering
 
 
-def _llamacpp(experiment: Experiment) -> Endpoint:
+def _local(experiment: Experiment, wanted: LocalEndpoint) -> Endpoint:
     return Endpoint(
         experiment=experiment.name,
-        kind="llamacpp",
+        kind=wanted.kind,
         state="ready",
         base_url=None,
         model=experiment.model.name,
         instance_type=experiment.instance_type,
         instance_count=experiment.instance_count,
         owned=True,
-        extra_body=dict(_LLAMACPP_BODY),
         created_at=now_utc().isoformat(),
+        **request_fields(wanted),
     )
 
 
 def _first_answer(endpoint: Endpoint, server: Server, clock: Clock, began_s: float) -> Endpoint:
     deadline_s = began_s + _FIRST_ANSWER_WITHIN_S
     try:
-        base_url = llamacpp_servers.base_url_once_listening(server, clock, deadline_s)
+        base_url = local_servers.base_url_once_listening(server, clock, deadline_s)
     except EndpointError as error:
         return replace(endpoint, state="failed", error=str(error))
     asked = _asked(replace(endpoint, base_url=base_url), max(1.0, deadline_s - clock.now_s()))
@@ -162,8 +183,8 @@ def _first_answer(endpoint: Endpoint, server: Server, clock: Clock, began_s: flo
 
 def _given_up(run: Run, endpoint: Endpoint, server: Server) -> Endpoint:
     """The failed endpoint, its server ended and the last lines of its log in the reason."""
-    for event in llamacpp_servers.outstanding_servers(run, endpoint.experiment):
-        llamacpp_servers.close(run, event)
+    for event in local_servers.outstanding_servers(run, endpoint.experiment):
+        local_servers.close(run, event)
     lines = server.last_log_lines() or "nothing"
     error = f"{endpoint.error}; {server.log_path.name} ends with: {lines}"
     return replace(endpoint, base_url=None, first_answer_s=None, error=error)

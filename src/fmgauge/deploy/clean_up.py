@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fmgauge.deploy import llamacpp_servers
+from fmgauge.deploy import local_servers
 from fmgauge.deploy.ledger import LedgerEvent, outstanding, read_ledger
+from fmgauge.deploy.local_kinds import MODULES
 from fmgauge.runs import RunFolder
 
 
@@ -26,14 +27,14 @@ def clean_up(run: RunFolder) -> CleanUpReport:
     events = [event for event in outstanding(read_ledger(run.ledger_path)) if event.owned]
     outcomes = {event.name: _closed(run, event) for event in events}
 
-    def with_outcome(wanted: llamacpp_servers.Outcome) -> tuple[str, ...]:
+    def with_outcome(wanted: local_servers.Outcome) -> tuple[str, ...]:
         return tuple(name for name, outcome in outcomes.items() if outcome == wanted)
 
     return CleanUpReport(with_outcome("ended"), with_outcome("left"), with_outcome("already_gone"))
 
 
-def _closed(run: RunFolder, event: LedgerEvent) -> llamacpp_servers.Outcome:
+def _closed(run: RunFolder, event: LedgerEvent) -> local_servers.Outcome:
     """How `event`'s resource went; one of a type that this version cannot delete is left."""
-    if event.resource_type != llamacpp_servers.RESOURCE_TYPE:
+    if event.resource_type not in MODULES:
         return "left"
-    return llamacpp_servers.close(run, event)
+    return local_servers.close(run, event)

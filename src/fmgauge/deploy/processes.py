@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+_POLL_S = 0.02
 _SAME_START_S = 1.0  # how far two readings of one process's start may lie apart
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
@@ -84,9 +86,19 @@ def end(process: ProcessId, patience_s: float = 5.0) -> bool:
             return True
         try:
             found.send_signal(number)
-            found.wait(timeout=patience_s)
-        except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-            continue
+        except psutil.NoSuchProcess:
+            return True
         except psutil.AccessDenied:
             return False
+        if _ends_within(process, patience_s):
+            return True
+    return False
+
+
+def _ends_within(process: ProcessId, patience_s: float) -> bool:
+    """Wait for `process`; nothing left but an exit status is an end, collected by now or not."""
+    for _ in range(max(1, round(patience_s / _POLL_S))):
+        if running(process) is None:
+            return True
+        time.sleep(_POLL_S)
     return running(process) is None

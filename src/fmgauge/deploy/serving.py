@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from fmgauge.deploy import llamacpp_servers
+from fmgauge.deploy import local_servers
 from fmgauge.deploy.bring_up import BY_HAND_TTL_S, bring_up
 from fmgauge.emulator.lease import hold
 from fmgauge.records import Endpoint
 from fmgauge.runs import Run
 
-_HEARTBEAT_S = 2.0
-_PIPELINE_TTL_S = 10.0
+HEARTBEAT_S = 2.0
+PIPELINE_TTL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Serving:
 
     def release(self, experiment: str) -> None:
         """End the endpoint of `experiment` if this run owns it: its last stage has ended."""
-        for event in llamacpp_servers.outstanding_servers(self.run, experiment):
-            llamacpp_servers.close(self.run, event)
+        for event in local_servers.outstanding_servers(self.run, experiment):
+            local_servers.close(self.run, event)
 
 
 @contextmanager
@@ -38,11 +38,11 @@ def serving(run: Run) -> Iterator[Serving]:
 
     Afterwards an endpoint that was not released lives as long as its lease.
     """
-    with hold(run.lease_path, "by hand", BY_HAND_TTL_S, _HEARTBEAT_S):
+    with hold(run.lease_path, "by hand", BY_HAND_TTL_S, HEARTBEAT_S):
         endpoints = {endpoint.experiment: endpoint for endpoint in bring_up(run)}
         yield Serving(run, endpoints)
 
 
 def hold_lease(run: Run) -> AbstractContextManager[None]:
     """Let the run's servers live while the pipeline does, and seconds longer."""
-    return hold(run.lease_path, "pipeline", _PIPELINE_TTL_S, _HEARTBEAT_S)
+    return hold(run.lease_path, "pipeline", PIPELINE_TTL_S, HEARTBEAT_S)

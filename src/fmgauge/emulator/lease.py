@@ -19,6 +19,8 @@ from fmgauge.runs import now_utc
 
 Holder = Literal["pipeline", "by hand"]
 
+_EXPIRED_POLLS = 3  # in a row: after a machine's sleep the holder gets its chance to renew
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +48,21 @@ def expired(path: Path, now: datetime) -> bool:
     """Whether the lease at `path` has run out at `now`; one that is not there has."""
     lease = read_lease(path)
     return lease is None or lease.expired(now)
+
+
+class LeaseWatch:
+    """A server's look at its lease, to be taken every `poll_s` seconds."""
+
+    poll_s = 1.0
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._expired_polls = 0
+
+    def over(self) -> bool:
+        """Look once; whether the lease has been found expired often enough to end."""
+        self._expired_polls = self._expired_polls + 1 if expired(self._path, now_utc()) else 0
+        return self._expired_polls >= _EXPIRED_POLLS
 
 
 def renew(path: Path, holder: Holder, ttl_s: float) -> bool:

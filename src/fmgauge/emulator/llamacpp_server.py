@@ -17,14 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fmgauge.emulator.lease import expired
-from fmgauge.records import write_json
-from fmgauge.runs import now_utc
+from fmgauge.emulator.lease import LeaseWatch
+from fmgauge.emulator.ready_file import write_ready_file
 
 MODULE = "fmgauge.emulator.llamacpp_server"
 
-_POLL_S = 1.0
-_EXPIRED_POLLS = 3  # in a row: after a machine's sleep the holder gets its chance to renew
 _WAITING_CLIENTS = 64  # HTTP threads beyond the slots, so that requests queue in the engine
 
 
@@ -55,13 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _answer_signals()
     options = _options(arguments)
     server = _started(options)
-    _write_ready_file(options.ready, server.listening_address)
+    write_ready_file(options.ready, server.listening_address)
     _wait_for_expiry(options.lease)
     _end("ended: the lease has expired")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve a GGUF model on 127.0.0.1.")
+    parser.add_argument("--check", action=_Check, nargs=0, help="whether the engine can be used")
     parser.add_argument("--model", type=Path, required=True, help="GGUF file")
     parser.add_argument("--parallel", type=int, required=True, help="slots")
     parser.add_argument("--threads", type=int, required=True, help="threads that compute")
@@ -88,14 +86,27 @@ def _started(options: argparse.Namespace) -> Any:
     """An xllamacpp.Server that listens, or the process's end with the reason."""
     if not options.model.is_file():
         sys.exit(f"there is no model file {options.model}")
-    try:
-        engine = importlib.import_module("xllamacpp")
-    except ImportError as error:
-        sys.exit(_engine_missing(error))
+    engine = _engine()
     try:
         return engine.Server(_settings(engine.CommonParams(), options))
     except RuntimeError as error:
         sys.exit(f"llama.cpp cannot serve {options.model}: {error}")
+
+
+def _engine() -> Any:
+    """The module xllamacpp, or the process's end with the reason and a way out."""
+    try:
+        return importlib.import_module("xllamacpp")
+    except ImportError as error:
+        sys.exit(_engine_missing(error))
+
+
+class _Check(argparse.Action):
+    """Ends the program at once: with 0 where the engine can be used here, else with the reason."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        _engine()
+        sys.exit()
 
 
 def _engine_missing(error: ImportError) -> str:
@@ -103,7 +114,7 @@ def _engine_missing(error: ImportError) -> str:
     return (
         f"the embedded llama.cpp engine (xllamacpp) cannot be used here ({machine}): {error}. "
         "Its wheels cover Linux and macOS on x86-64 and arm64; elsewhere start a server of your "
-        "own and use endpoint: {kind: openai}"
+        "own and use endpoint: {kind: openai}, or a simulated one: endpoint: {kind: simulated}"
     )
 
 
@@ -126,25 +137,10 @@ def _settings(settings: Any, options: argparse.Namespace) -> Any:
     return settings
 
 
-def _write_ready_file(path: Path, address: str) -> None:
-    import psutil
-
-    process = psutil.Process(os.getpid())
-    write_json(
-        path,
-        {
-            "base_url": f"{address}/v1",
-            "pid": process.pid,
-            "process_created_at": process.create_time(),
-        },
-    )
-
-
 def _wait_for_expiry(lease: Path) -> None:
-    expired_polls = 0
-    while expired_polls < _EXPIRED_POLLS:
-        time.sleep(_POLL_S)
-        expired_polls = expired_polls + 1 if expired(lease, now_utc()) else 0
+    watch = LeaseWatch(lease)
+    while not watch.over():
+        time.sleep(watch.poll_s)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,16 @@ class Progress:
     failed: int
     request_rate: float  # requests that ended, per second since the stage began
     elapsed_s: float
-    stage_remaining_s: float
-    run_remaining_s: float
+    stage_remaining_s: float | None  # None where only a count ends the stage
+    run_remaining_s: float  # at least
 
     def __str__(self) -> str:
+        left_s = self.stage_remaining_s
+        left = "unknown time" if left_s is None else f"{left_s:.0f} s"
         return (
             f"stage {self.stage_number} of {self.n_stages}: {self.stage} ({self.phase}), "
             f"{self.in_flight} in flight, {self.requests_done} done, {self.failed} failed, "
-            f"{self.request_rate:.1f}/s, {self.stage_remaining_s:.0f} s left in the stage, "
+            f"{self.request_rate:.1f}/s, {left} left in the stage, "
             f"{self.run_remaining_s:.0f} s in all"
         )
 

@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from functools import cache
 
 from fmgauge.config import PlannedStage, planned_stages
-from fmgauge.errors import ConfigError
-from fmgauge.load.closed_loop import ClosedLoopStage
+from fmgauge.config.model import OpenLoop
+from fmgauge.errors import ConfigError, FmgaugeError, StepError
+from fmgauge.load.link import StageTask, Summary
 from fmgauge.load.progress import Progress, ProgressReporter
-from fmgauge.load.sending import CountTokens, Target, api_key_of, counted
+from fmgauge.load.sending import api_key_of
+from fmgauge.load.workers import Workers, shards_of
 from fmgauge.records import (
+    ClientUse,
     Endpoint,
-    RequestRecord,
     StageInfo,
     StageKey,
+    StageWriter,
     read_payloads,
-    write_stage,
 )
-from fmgauge.runs import Run
-from fmgauge.transport import RealClock, run_event_loop
+from fmgauge.runs import Run, now_utc
+from fmgauge.transport import RealClock
 from fmgauge.workloads import PromptTokenizer, tokenizer_for
 
 Announce = Callable[[str], object]
@@ -45,13 +47,14 @@ def run_stages(
     reporter = ProgressReporter(run.progress_path)
     done: list[StageKey] = []
     try:
-        for experiment in run.config.experiments:
-            plan.announce_skipped(experiment.name, announce)
-            for planned in plan.missing_of(experiment.name):
-                announce(_run_and_write(plan, planned, reporter))
-                done.append(planned.key)
-            if on_experiment_done is not None:
-                on_experiment_done(experiment.name)
+        with Workers(plan.most_workers, RealClock()) as workers:
+            for experiment in run.config.experiments:
+                plan.announce_skipped(experiment.name, announce)
+                for planned in plan.missing_of(experiment.name):
+                    announce(_run_and_write(plan, planned, workers, reporter))
+                    done.append(planned.key)
+                if on_experiment_done is not None:
+                    on_experiment_done(experiment.name)
     finally:
         reporter.close()
     return done
@@ -95,7 +98,13 @@ class _Plan:
     def remaining_after_s(self, planned: PlannedStage) -> float:
         """Planned seconds of the stages that come after `planned`."""
         position = self.missing.index(planned)
-        return sum(later.planned_s for later in self.missing[position + 1 :])
+        return sum(later.planned_s or 0.0 for later in self.missing[position + 1 :])
+
+    @property
+    def most_workers(self) -> int:
+        """As many workers as the largest of the missing stages is split over."""
+        wanted = self.run.config.run.workers
+        return max((shards_of(planned, wanted) for planned in self.missing), default=0)
 
 
 def _is_ready(endpoints: Mapping[str, Endpoint], experiment: str) -> bool:
@@ -112,24 +121,66 @@ def _api_key(run: Run, experiment: str, endpoint: Endpoint) -> str | None:
         raise run.loaded.error(location, problem.problem, problem.remedy) from error
 
 
-def _run_and_write(plan: _Plan, planned: PlannedStage, reporter: ProgressReporter) -> str:
-    """Run one stage, write its records, and tell in one line what came of it."""
-    name = planned.experiment.name
-    target = Target(plan.endpoints[name], planned.key, api_key=plan.api_keys[name])
-    payloads = read_payloads(plan.run.payloads_path(planned.workload.name))
-    seed = plan.run.config.run.seed
-    stage = ClosedLoopStage(planned, target, payloads, seed=seed, clock=RealClock())
-    info, records = run_event_loop(
-        stage.run(), meanwhile=lambda: reporter.report(_progress(plan, planned, stage))
+def _run_and_write(
+    plan: _Plan, planned: PlannedStage, workers: Workers, reporter: ProgressReporter
+) -> str:
+    """Run one stage, writing its records as they come, and tell in one line what came of it."""
+    run, shards = plan.run, shards_of(planned, plan.run.config.run.workers)
+    task = StageTask(
+        planned,
+        plan.endpoints[planned.experiment.name],
+        read_payloads(run.payloads_path(planned.workload.name)),
+        run.config.run.seed,
     )
-    count_tokens = _token_counter(plan.run, planned)
-    records = [counted(record, count_tokens) for record in records]
-    write_stage(plan.run.stage_folder(planned.key), info, records)
-    reporter.report(_progress(plan, planned, stage))
-    return _summary(info, records)
+    display = _Display(plan, planned, workers, reporter)
+    started_at = now_utc()
+    with StageWriter(run.stage_folder(planned.key), planned.key) as writer:
+        display.writer = writer
+        try:
+            summaries = workers.run(task, shards, writer.write, meanwhile=display.show)
+            info = _info(task, summaries, started_at.isoformat())
+            writer.finish(info, count_tokens=_token_counter(run, planned))
+        except FmgaugeError as error:  # what was measured until then has been paid for
+            raise StepError(_failed(planned.key, error, writer)) from error
+    display.show(info.finished_at_s)
+    return _summary(info, writer)
 
 
-def _token_counter(run: Run, planned: PlannedStage) -> CountTokens:
+def _failed(key: StageKey, error: FmgaugeError, writer: StageWriter) -> str:
+    """What to tell of a stage that was not completed; the records that it had are kept."""
+    n, folder = writer.n_rows, writer.fail(str(error))
+    kept = f" The {n} records that it had are kept in {folder.name}." if folder else ""
+    return f"{key} failed: {error}.{kept} Run again with --resume."
+
+
+def _info(task: StageTask, summaries: Sequence[Summary], started_at: str) -> StageInfo:
+    """The facts of a whole stage from those of its parts."""
+    key, load = task.planned.key, task.planned.load
+    return StageInfo(
+        experiment=key.experiment,
+        workload=key.workload,
+        stage=key.stage,
+        kind=load.kind,
+        concurrency=task.planned.concurrency,
+        started_at=started_at,
+        window_start_s=load.warmup_s,
+        window_end_s=max(part.window_end_s for part in summaries),
+        finished_at_s=max(part.finished_at_s for part in summaries),
+        replication=task.replication,
+        seed=task.seed,
+        request_rate=task.planned.mean_request_rate,
+        arrivals=load.arrivals if isinstance(load, OpenLoop) else None,
+        workers=len(summaries),
+        client=ClientUse(
+            cpu_share=max(part.client.cpu_share for part in summaries),
+            loop_lag_p99_s=max(part.client.loop_lag_p99_s for part in summaries),
+            loop_lag_max_s=max(part.client.loop_lag_max_s for part in summaries),
+        ),
+        held_back=sum(part.held_back for part in summaries),
+    )
+
+
+def _token_counter(run: Run, planned: PlannedStage) -> Callable[[str], int]:
     """Counts by the tokenizer that counted the workload's prompts, read only where it is needed."""
 
     @cache
@@ -139,36 +190,47 @@ def _token_counter(run: Run, planned: PlannedStage) -> CountTokens:
     return lambda text: tokenizer().count([text])[0]
 
 
-def _progress(plan: _Plan, planned: PlannedStage, stage: ClosedLoopStage) -> Progress:
-    elapsed_s = stage.elapsed_s
-    stage_remaining_s = max(planned.planned_s - elapsed_s, 0.0)
-    return Progress(
-        stage=str(planned.key),
-        stage_number=plan.stages.index(planned) + 1,
-        n_stages=len(plan.stages),
-        phase=stage.phase,
-        in_flight=stage.in_flight,
-        requests_done=stage.requests_done,
-        failed=stage.failed,
-        request_rate=stage.requests_done / elapsed_s if elapsed_s else 0.0,
-        elapsed_s=elapsed_s,
-        stage_remaining_s=stage_remaining_s,
-        run_remaining_s=stage_remaining_s + plan.remaining_after_s(planned),
+class _Display:
+    """What the run's reporter is shown while a stage goes on."""
+
+    writer: StageWriter
+
+    def __init__(
+        self, plan: _Plan, planned: PlannedStage, workers: Workers, reporter: ProgressReporter
+    ) -> None:
+        self._plan = plan
+        self._planned = planned
+        self._workers = workers
+        self._reporter = reporter
+
+    def show(self, elapsed_s: float | None) -> None:
+        """Show the stage as it is `elapsed_s` after its start; None before it."""
+        self._reporter.report(self._progress(max(elapsed_s or 0.0, 0.0)))
+
+    def _progress(self, elapsed_s: float) -> Progress:
+        plan, planned, writer = self._plan, self._planned, self.writer
+        statuses = self._workers.statuses
+        planned_s = planned.planned_s
+        remaining_s = None if planned_s is None else max(planned_s - elapsed_s, 0.0)
+        return Progress(
+            stage=str(planned.key),
+            stage_number=plan.stages.index(planned) + 1,
+            n_stages=len(plan.stages),
+            phase=statuses[0].phase if statuses else "warmup",
+            in_flight=sum(status.in_flight for status in statuses),
+            requests_done=writer.n_rows,
+            failed=writer.n_failed,
+            request_rate=writer.n_rows / elapsed_s if elapsed_s else 0.0,
+            elapsed_s=elapsed_s,
+            stage_remaining_s=remaining_s,
+            run_remaining_s=(remaining_s or 0.0) + plan.remaining_after_s(planned),
+        )
+
+
+def _summary(info: StageInfo, writer: StageWriter) -> str:
+    """One line on a stage that was run; what its latencies were is for the metrics to say."""
+    measured_s = info.window_end_s - info.window_start_s
+    return (
+        f"{info.key}: {writer.n_measured} requests measured in {measured_s:.3g} s, "
+        f"{writer.n_failed} failed"
     )
-
-
-def _summary(info: StageInfo, records: Sequence[RequestRecord]) -> str:
-    measured = [record for record in records if record.phase == "measured"]
-    answered = [record for record in measured if record.status == "ok"]
-    line = f"{info.key}: {len(measured)} requests, {len(measured) - len(answered)} failed"
-    if not answered:
-        return f"{line}, none answered"
-    mean_s = sum(map(_latency_s, answered)) / len(answered)
-    return f"{line}, mean latency {mean_s:.3g} s"
-
-
-def _latency_s(record: RequestRecord) -> float:
-    """Last token of two chunks or more, else the whole answer, minus sent."""
-    assert record.sent_at_s is not None
-    streamed = len(record.token_at_s) >= 2
-    return (record.token_at_s[-1] if streamed else record.finished_at_s) - record.sent_at_s

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmgauge.config import LoadedConfig, load_config, planned_stages
+from fmgauge.deploy import preset_problems
 from fmgauge.errors import ConfigError, Problem
 from fmgauge.load import api_key_of
 from fmgauge.pricing import price_problems, projected_spend_usd
@@ -25,7 +26,7 @@ def preflight(
 
 def check_loaded(loaded: LoadedConfig, *, offline: bool = False) -> list[str]:
     """Check the prices and data of a config that is already read; lines as `preflight` gives."""
-    problems = [*price_problems(loaded), *_key_problems(loaded)]
+    problems = [*price_problems(loaded), *_key_problems(loaded), *preset_problems(loaded)]
     if problems:
         raise ConfigError(*problems)
     check_results_dir(loaded)
@@ -46,17 +47,18 @@ def _key_problems(loaded: LoadedConfig) -> Iterator[Problem]:
 
 def _plan_line(loaded: LoadedConfig) -> str:
     stages = planned_stages(loaded.config)
-    load_s = sum(stage.planned_s for stage in stages)
+    load_s = sum(stage.least_planned_s for stage in stages)
+    least = "at least " if any(stage.planned_s is None for stage in stages) else ""
     return (
         f"{loaded.path}: {len(loaded.config.experiments)} experiment(s), {len(stages)} stages, "
-        f"{duration_text(load_s)} under load, {_cost_text(loaded)}"
+        f"{least}{duration_text(load_s)} under load, {_cost_text(loaded, least)}"
     )
 
 
-def _cost_text(loaded: LoadedConfig) -> str:
+def _cost_text(loaded: LoadedConfig, least: str) -> str:
     """The projected cost; what is priced per token is not known beforehand."""
     per_token = [e.name for e in loaded.config.experiments if e.instance_type is None]
-    hourly = f"projected cost ${projected_spend_usd(loaded):.4f}"
+    hourly = f"projected cost {least}${projected_spend_usd(loaded):.4f}"
     if not per_token:
         return hourly
     tokens = f"the tokens of {', '.join(per_token)}, which nobody knows beforehand"

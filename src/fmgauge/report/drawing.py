@@ -32,6 +32,7 @@ LEGEND: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "frameon": Fal
 
 _LEFT_IN, _RIGHT_IN, _BOTTOM_IN = 0.75, 0.12, 0.5
 _GAP_IN, _TITLE_IN = 0.15, 0.3  # between columns, and above each row
+_TICKS_IN = 0.2  # below each row that has an axis of its own
 
 
 def fitted_figure(height_in: float) -> Figure:
@@ -41,23 +42,29 @@ def fitted_figure(height_in: float) -> Figure:
     return Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
 
 
-def panel_grid(n_panels: int, legend_in: float) -> tuple[Figure, list[Axes]]:
-    """A figure with `n_panels` panels that share both axes, `legend_in` inches left above them."""
+def panel_grid(
+    n_panels: int, legend_in: float, *, share_x: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `n_panels` panels of one height, `legend_in` inches left above them.
+
+    They share the axis across too, unless it means another thing in each.
+    """
     from matplotlib.figure import Figure
 
     n_columns = columns_of(n_panels)
     n_rows = math.ceil(n_panels / n_columns)
     panel_in = max(1.2, 3.6 - 0.8 * (n_columns - 1))
-    height_in = legend_in + _BOTTOM_IN + n_rows * (panel_in + _TITLE_IN)
+    above_in = _TITLE_IN if share_x else _TITLE_IN + _TICKS_IN
+    height_in = legend_in + _BOTTOM_IN + n_rows * (panel_in + above_in)
     figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI)
-    grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    grid = figure.subplots(n_rows, n_columns, sharex=share_x, sharey=True, squeeze=False).ravel()
     figure.subplots_adjust(
         left=_LEFT_IN / WIDTH_IN,
         right=1 - _RIGHT_IN / WIDTH_IN,
-        top=1 - (legend_in + _TITLE_IN) / height_in,
+        top=1 - (legend_in + above_in) / height_in,
         bottom=_BOTTOM_IN / height_in,
         wspace=_GAP_IN / _panel_width_in(n_columns),
-        hspace=_TITLE_IN / panel_in,
+        hspace=above_in / panel_in,
     )
     for axes in grid[n_panels:]:
         axes.set_visible(False)

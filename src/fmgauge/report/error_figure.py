@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fmgauge.report import wording
@@ -17,6 +18,7 @@ from fmgauge.report.drawing import (
     short_names,
 )
 from fmgauge.report.escaping import shortened
+from fmgauge.report.load_levels import axis_name, kinds_of, ticks_of
 from fmgauge.report.material import NOT_RUN, Material
 
 if TYPE_CHECKING:
@@ -34,19 +36,21 @@ _UNKNOWN: dict[str, Any] = {
 
 
 def error_rates(material: Material) -> Figure:
-    """The failed share of every stage: one grid a workload, candidates down, concurrency across."""
+    """The failed share of every stage: one grid a workload, candidates down, load across."""
     workloads = [workload.name for workload in material.config.workloads]
     n_columns = min(_MOST_GRIDS_ABREAST, len(workloads))
     n_rows = math.ceil(len(workloads) / n_columns)
     figure = fitted_figure(0.7 + n_rows * (0.75 + 0.3 * len(material.experiments)))
     panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
+    ticks = ticks_of(material.metrics)
     for axes, workload in zip(panels, workloads, strict=False):
-        _draw_grid(axes, _shares(material, workload), _top(material.metrics))
+        shares = _shares(material, workload, list(ticks))
+        _draw_grid(axes, shares, [ticks[str(stage)] for stage in shares], _top(material.metrics))
         axes.set_title(plain(shortened(workload, 34)), **TITLE)
     for axes in panels[len(workloads) :]:
         axes.set_visible(False)
     figure.suptitle(_title(material.metrics), fontsize=11, color=INK)
-    figure.supxlabel("Concurrency, requests in flight", **LABEL)
+    figure.supxlabel(axis_name(kinds_of(material.metrics)), **LABEL)
     return figure
 
 
@@ -64,14 +68,15 @@ def _top(metrics: pd.DataFrame) -> float:
     return max([0.05, *(float(rate) for rate in metrics["error_rate"].dropna())])
 
 
-def _shares(material: Material, workload: str) -> pd.DataFrame:
-    """Failed share by experiment (rows) and concurrency (columns); NaN where none is known."""
+def _shares(material: Material, workload: str, order: Sequence[str]) -> pd.DataFrame:
+    """Failed share by experiment (rows) and stage (columns); NaN where none is known."""
     rows = material.metrics[material.metrics["workload"] == workload]
-    grid = rows.pivot(index="experiment_name", columns="concurrency", values="error_rate")
-    return grid.reindex([experiment.name for experiment in material.experiments])
+    grid = rows.pivot(index="experiment_name", columns="stage", values="error_rate")
+    names = [experiment.name for experiment in material.experiments]
+    return grid.reindex(names, columns=[stage for stage in order if stage in grid])
 
 
-def _draw_grid(axes: Axes, grid: pd.DataFrame, top: float) -> None:
+def _draw_grid(axes: Axes, grid: pd.DataFrame, ticks: Sequence[str], top: float) -> None:
     import seaborn as sns
 
     n_rows, n_columns = grid.shape
@@ -83,7 +88,7 @@ def _draw_grid(axes: Axes, grid: pd.DataFrame, top: float) -> None:
             _write_field(axes, x, y, float(rate), size)
     labels = short_names([str(name) for name in grid.index], 32)
     axes.set_yticks([y + 0.5 for y in range(n_rows)], list(labels.values()))
-    axes.set_xticks([x + 0.5 for x in range(n_columns)], [str(level) for level in grid.columns])
+    axes.set_xticks([x + 0.5 for x in range(n_columns)], ticks)
     axes.set_ylim(n_rows, 0)
     axes.tick_params(length=0, labelsize=8, colors=INK)
     axes.spines[:].set_visible(False)

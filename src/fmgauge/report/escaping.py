@@ -78,5 +78,10 @@ def joined(parts: Iterable[object], last: str = " and ") -> Markdown:
     return Markdown(", ".join(texts[:-1]) + last + texts[-1])
 
 
+def sentences(*parts: object) -> Markdown:
+    """`parts` one after the other, each that is not Markdown escaped; what is empty is left out."""
+    return Markdown(" ".join(text for text in map(escaped, parts) if text))
+
+
 def _row(cells: Sequence[object]) -> str:
     return "| " + " | ".join(map(cell, cells)) + " |"

@@ -11,16 +11,24 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from fmgauge.config.model import Experiment
-from fmgauge.decision import Budget, Recommendation, StageVerdict
-from fmgauge.metrics import NO_RECORDS, PER_TOKEN, PERCENTILES
+from fmgauge.decision import Budget, Recommendation, StageVerdict, client_caveat
+from fmgauge.metrics import NO_RECORDS, PER_TOKEN
 from fmgauge.pricing import Price
 from fmgauge.report import wording
-from fmgauge.report.escaping import Markdown, code, joined
+from fmgauge.report.escaping import Markdown, code, escaped, joined, sentences
 from fmgauge.report.latency_figures import MOST_POINTS, measured_points
-from fmgauge.report.material import Material, Row, cut_off, instance_of, read_material
+from fmgauge.report.load_levels import (
+    CLOSED,
+    LINE,
+    OPEN,
+    is_closed_only,
+    kinds_of,
+    with_levels,
+)
+from fmgauge.report.material import Material, Row, instance_of, read_material
+from fmgauge.report.method import load_shapes
 from fmgauge.report.price_figure import n_budget_lines
 from fmgauge.runs import Run
-from fmgauge.statistics import samples_needed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +36,6 @@ if TYPE_CHECKING:
 SEE_TABLE = " See table below."
 _MOST_NAMED = 4  # experiments that one sentence names
 _FEW_REQUESTS = 30
-_HELD = 0.95  # of the asked concurrency in flight on average, below which the load was not held
 _NO_FIGURES = Markdown("No figures: nothing was measured.")
 
 
@@ -60,19 +67,21 @@ def _what(material: Material) -> Markdown:
         Markdown("{} {}.").fill(joined(dict.fromkeys(models)), engine)
         for engine, models in by_engine.items()
     ]
-    return Markdown("**What:** " + " ".join([*sentences, *_random_weights(material)]))
+    caveats = (*_random_weights(material), *_simulated(material))
+    return Markdown("**What:** " + " ".join([*sentences, *caveats]))
 
 
 _ENGINES = {
     "openai": "behind an OpenAI-compatible server that was already there",
     "llamacpp": "on the embedded llama.cpp engine",
+    "simulated": "on a simulated server",
 }
 
 
 def _model(experiment: Experiment) -> Markdown:
     """A model's name, with its file where it came from one."""
     model, endpoint = code(experiment.model.name), experiment.endpoint
-    if endpoint.kind == "openai" or endpoint.gguf is None:
+    if endpoint.kind != "llamacpp" or endpoint.gguf is None:
         return model
     return Markdown("{} (file {})").fill(model, code(PurePath(endpoint.gguf).name))
 
@@ -97,8 +106,19 @@ def _random_weights(material: Material) -> Iterator[Markdown]:
     )
 
 
+def _simulated(material: Material) -> Iterator[Markdown]:
+    """One sentence on the experiments behind which no model ran, where there are any."""
+    names = [code(e.name) for e in material.experiments if e.endpoint.kind == "simulated"]
+    if names:
+        which = joined(names) if len(names) < len(material.experiments) else "every experiment"
+        yield Markdown(
+            "**Simulated:** in {} no model ran; a timing model set when each token was sent, so "
+            "the figures are of an imitation, not of real hardware."
+        ).fill(which)
+
+
 def _where(material: Material) -> Markdown:
-    embedded = {experiment.endpoint.kind == "llamacpp" for experiment in material.experiments}
+    embedded = {experiment.endpoint.kind != "openai" for experiment in material.experiments}
     subject = "the machine that sent the load" if embedded == {False} else "one machine for both"
     if embedded == {True}:
         subject = "engine and load generator shared one machine"
@@ -119,7 +139,7 @@ def _when(material: Material) -> Markdown:
         _dates(material),
         n_done,
         wording.plural(len(metrics), "planned stage"),
-        joined(load_shapes(material), "; "),
+        Markdown("; ".join(map(escaped, load_shapes(material)))),
         _measured_requests(metrics),
     )
 
@@ -137,17 +157,6 @@ def _dates(material: Material) -> str:
     if len(days) < 2:
         return days[0] if days else "no stage was run"
     return f"{days[0]} to {days[-1]}"
-
-
-def load_shapes(material: Material) -> list[str]:
-    """Each different load that the config asks for, in words."""
-    loads = [load for experiment in material.experiments for load in experiment.load]
-    return [
-        f"closed loop with {joined(load.concurrency)} in flight, "
-        f"{wording.limit(load.duration_s)} s measured after {wording.limit(load.warmup_s)} s of "
-        "warm-up"
-        for load in dict.fromkeys(loads)
-    ]
 
 
 def _prices(material: Material) -> Markdown:
@@ -247,18 +256,21 @@ def details(material: Material) -> Markdown:
     if chosen is None:
         return closest_sentence(material)
     row = material.row(chosen)
-    return Markdown(
-        "At a concurrency of {}, over {}, it costs {} per 10,000 transactions, with {} and {} "
-        "transactions/minute.{} {} This is one run: how much another would differ, it cannot "
-        "tell.{}"
+    answer = Markdown(
+        "At {}, over {}, it costs {} per 10,000 transactions, with {} and {} transactions/minute."
     ).fill(
-        chosen.concurrency,
+        chosen.label,
         wording.plural(row["n_requests"], "measured request"),
         _usd(row["usd_per_10k_txn"]),
         _mean_latency(row),
         wording.whole(row["transactions_per_minute"]),
+    )
+    return sentences(
+        answer,
         _few(row["n_requests"]),
+        _caveats(material, chosen),
         _runner_up(material, chosen),
+        "This is one run: how much another would differ, it cannot tell.",
         _unfinished(material),
     )
 
@@ -267,7 +279,19 @@ def _few(n_requests: int) -> str:
     """What to do about an answer that rests on few requests; nothing where there are enough."""
     if n_requests >= _FEW_REQUESTS:
         return ""
-    return " That is few: measure longer before acting on it."
+    return "That is few: measure longer before acting on it."
+
+
+def _caveats(material: Material, stage: StageVerdict) -> Markdown:
+    """What else keeps the answer's figures from being the endpoint's own; nothing as a rule."""
+    row = material.row(stage)
+    simulated = material.config.experiment(stage.experiment).endpoint.kind == "simulated"
+    held = f"max_in_flight held {wording.plural(row['held_back'], 'request')} back there."
+    return sentences(
+        "These figures are simulated." if simulated else "",
+        client_caveat(row),
+        held if row["held_back"] else "",
+    )
 
 
 def _unfinished(material: Material) -> str:
@@ -276,7 +300,7 @@ def _unfinished(material: Material) -> str:
     missing = int((metrics["status"] == NO_RECORDS).sum())
     if not missing:
         return ""
-    return f" The run is not finished: {missing} of {len(metrics)} planned stages have no records."
+    return f"The run is not finished: {missing} of {len(metrics)} planned stages have no records."
 
 
 def closest_sentence(material: Material) -> Markdown:
@@ -284,8 +308,9 @@ def closest_sentence(material: Material) -> Markdown:
     closest = material.recommendation.closest
     if closest is None:
         return Markdown("There are no figures to show.")
-    words = "The table shows the stage that came closest, {} at a concurrency of {}."
-    return Markdown(words).fill(code(closest.experiment), closest.concurrency)
+    words = Markdown("The table shows the stage that came closest, {} at {}.")
+    shown = words.fill(code(closest.experiment), closest.label)
+    return sentences(shown, _caveats(material, closest))
 
 
 def _mean_latency(row: Row) -> str:
@@ -312,9 +337,9 @@ def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
     second = min(others, key=_price_of)
     if second.price_per_txn is None:
         return Markdown("No other experiment meets every budget at a known price.")
-    return Markdown("Next is {} at a concurrency of {}: {} per 10,000, {}. {}").fill(
+    return Markdown("Next is {} at {}: {} per 10,000, {}. {}").fill(
         code(second.experiment),
-        second.concurrency,
+        second.label,
         _usd(_price_of(second) * 1e4),
         _how_much_more(_price_of(second), _price_of(chosen)),
         _told_apart(material.row(chosen), material.row(second)),
@@ -404,22 +429,31 @@ def recommendation_sentence(material: Material, recommendation: Recommendation) 
         none = "No option {} {} for the {} dataset. {}"
         lacks = _lacks(recommendation, "stays within every budget")
         return Markdown(none).fill(place, lacks, payload, recommendation.reason)
-    return Markdown("{} {}").fill(
-        _best_option(material, recommendation.chosen, place, payload),
-        _achieved(material.row(recommendation.chosen)),
+    chosen = recommendation.chosen
+    return sentences(
+        _best_option(material, chosen, place, payload),
+        _achieved(material.row(chosen), _level(chosen)),
+        client_caveat(material.row(chosen)),
     )
 
 
 def _best_option(
     material: Material, stage: StageVerdict, place: Markdown, payload: Markdown
 ) -> Markdown:
-    level = code(f"concurrency level of {stage.concurrency}")
+    level = code(_level(stage))
     option = Markdown("a {}").fill(level)
     if material.shares_instance(stage.instance_type):
         option = Markdown("{} at a {}").fill(code(stage.experiment), level)
     return Markdown("The best option for staying within {} {} for the {} dataset is {}.").fill(
         joined(map(_asked, material.decision.budgets)), place, payload, option
     )
+
+
+def _level(stage: StageVerdict) -> str:
+    """A load level in the seed's words, or in like ones where it is a rate."""
+    if stage.concurrency is None:
+        return f"load of {stage.label}"
+    return f"concurrency level of {stage.concurrency}"
 
 
 def _place(instance_type: str) -> Markdown:
@@ -444,9 +478,9 @@ def _spoken(label: str) -> str:
     return label[0].lower() + label[1:] if label[1:2].islower() else label
 
 
-def _achieved(row: Row) -> Markdown:
-    return Markdown("A concurrency level of {} achieves an {}, for an {} and {} with {}.").fill(
-        row["concurrency"],
+def _achieved(row: Row, level: str) -> Markdown:
+    return Markdown("A {} achieves an {}, for an {} and {} with {}.").fill(
+        level,
         code(f"average latency of {wording.short(row['latency_mean'])} seconds"),
         code(f"average prompt size of {wording.whole(row['prompt_token_count_mean'])} tokens"),
         code(f"completion size of {wording.whole(row['completion_token_count_mean'])} tokens"),
@@ -504,36 +538,45 @@ def _read_points(material: Material) -> Markdown:
     if not n:
         is_measured = bool(material.metrics["n_requests"].sum())
         return Markdown("No figures: no request succeeded.") if is_measured else _NO_FIGURES
+    load = "requests in flight" if is_closed_only(material.metrics) else "load"
     drawn = f"Of {n:,}, {MOST_POINTS:,} are drawn, chosen by a seeded draw."
     return Markdown(
         "*How to read it.* Each point is a measured request that succeeded. Latency that rises "
         "with the prompt's tokens is time spent reading the prompt; latency that rises with "
-        "the requests in flight is time spent waiting or sharing. {}"
-    ).fill(drawn if n > MOST_POINTS else f"All {n:,} are drawn.")
+        "the {} is time spent waiting or sharing. {}"
+    ).fill(load, drawn if n > MOST_POINTS else f"All {n:,} are drawn.")
+
+
+_GROWTH = {
+    CLOSED: "where latency grows in proportion to concurrency, requests wait for each other",
+    OPEN: "where latency shoots up between two request rates, the endpoint cannot keep up with "
+    "the higher one",
+}
 
 
 def _read_growth(material: Material) -> Markdown:
     if not _has_figures(material):
         return _NO_FIGURES
+    metrics = material.metrics
+    kinds = kinds_of(metrics[metrics["workload"] == material.workload])
     return Markdown(
-        "*How to read it.* A line that stays flat has capacity to spare; where latency grows "
-        "in proportion to concurrency, requests wait for each other. Error bars are within-run "
-        "95 % intervals, a cross is a stage of which no latency came. {}"
-    ).fill(_growth(material))
+        "*How to read it.* A line that stays flat has capacity to spare; {}. Error bars are "
+        "within-run 95 % intervals, a cross is a stage of which no latency came. {}"
+    ).fill("; ".join(_GROWTH[kind] for kind in kinds), _growth(material))
 
 
 def _growth(material: Material) -> Markdown:
     """How much mean latency grew from the lowest load to the highest, for a few experiments."""
-    rows = material.metrics[material.metrics["workload"] == material.workload]
-    rows = rows[rows["latency_mean"].notna()].sort_values("concurrency")
+    rows = with_levels(material.metrics[material.metrics["workload"] == material.workload])
+    lines = rows[rows["latency_mean"].notna()].groupby(LINE, sort=False)
     grown = [
         Markdown("for {} it is {} times as high at {} as at {}").fill(
-            code(name),
+            code(key[0]),
             wording.short(one["latency_mean"].iloc[-1] / one["latency_mean"].iloc[0]),
-            one["concurrency"].iloc[-1],
-            one["concurrency"].iloc[0],
+            one["label"].iloc[-1],
+            one["label"].iloc[0],
         )
-        for name, one in rows.groupby("experiment_name", sort=False)
+        for key, one in lines
         if len(one) > 1
     ]
     if not grown:
@@ -541,140 +584,6 @@ def _growth(material: Material) -> Markdown:
     few = grown[:_MOST_NAMED]
     more = "" if len(few) == len(grown) else f" ({len(grown) - len(few)} more in the table below)"
     return Markdown("Here, {}{}.").fill(joined(few), more)
-
-
-# --- how it was measured ------------------------------------------------------------------------
-
-
-def how_measured(material: Material) -> list[Markdown]:
-    """How the figures came about, one item each."""
-    return [
-        _window(material),
-        _definitions(),
-        _percentiles(),
-        *_prompts(material),
-        _token_counts(material),
-    ]
-
-
-def _window(material: Material) -> Markdown:
-    phases = material.requests["phase"].value_counts()
-    counts = [f"{phases.get(phase, 0):,}" for phase in ("warmup", "measured", "drain")]
-    n_cut_off = int(cut_off(material.requests).sum())
-    ended = f"; {n_cut_off:,} of the drain requests were cut off when their stage ended"
-    return Markdown(
-        "Each stage is a closed loop: as soon as one answer ends, the next request starts. Load "
-        "runs before, through and after a fixed window; {} warm-up, {} measured and {} drain "
-        "requests were sent{}. {}{}"
-    ).fill(
-        *counts,
-        ended if n_cut_off else "",
-        _kept_in_flight(material.metrics),
-        _load_not_held(material.metrics),
-    )
-
-
-def _kept_in_flight(metrics: pd.DataFrame) -> str:
-    kept = (metrics["mean_in_flight"] / metrics["concurrency"]).dropna()
-    if kept.empty:
-        return "No window was measured."
-    low, high = wording.percent(kept.min()), wording.percent(kept.max())
-    span = low if low == high else f"{low} to {high}"
-    return f"Over the windows, {span} of the asked number were in flight on average."
-
-
-def _load_not_held(metrics: pd.DataFrame) -> Markdown:
-    """The stages in which clearly less was in flight than asked; nothing where there are none."""
-    slack = metrics[metrics["mean_in_flight"] < _HELD * metrics["concurrency"]]
-    if slack.empty:
-        return Markdown("")
-    stages = [
-        Markdown("{} on {} at a concurrency of {}").fill(
-            code(name), code(workload), joined(one["concurrency"])
-        )
-        for (name, workload), one in slack.groupby(["experiment_name", "workload"], sort=False)
-    ]
-    return Markdown(
-        " Less than {} of it was in flight for {}: there the client or the endpoint's connections "
-        "did not keep the load up, and the figures are those of a lower load."
-    ).fill(wording.percent(_HELD), joined(stages, "; and "))
-
-
-def _definitions() -> Markdown:
-    return Markdown(
-        "Latency runs from the instant a request was sent to its last token, TTFT to its first; "
-        "TPOT is the time per token after the first. Rates count what happened inside the window. "
-        "A transaction is one successful request; an hourly price is divided by the rate that the "
-        "stage reached."
-    )
-
-
-def _percentiles() -> Markdown:
-    needs = joined(f"{name} {samples_needed(p)}" for name, p in PERCENTILES.items())
-    return Markdown(
-        "Means are over successful requests. Percentiles are over all of them, a failed one "
-        "counting as infinitely slow, and are n/a below the number of requests that carries "
-        "them ({}). What stands in brackets after a mean is a within-run 95 % interval: "
-        "optimistic, for the requests of one run are not independent."
-    ).fill(needs)
-
-
-def _prompts(material: Material) -> Iterator[Markdown]:
-    for workload in material.config.workloads:
-        facts = material.workloads[workload.name]
-        dropped = [f"{n:,} by {name}" for name, n in facts["rows_dropped"].items() if n]
-        notes = "".join(f" {note}." for note in facts["notes"])
-        yield Markdown(
-            "Dataset {}: {} of {} to {} tokens (mean {}) from {} of {}{}; {} kept for warm-up "
-            "and drain. {}{}"
-        ).fill(
-            code(workload.name),
-            wording.plural(facts["prompts"], "prompt"),
-            facts["prompt_tokens_min"],
-            facts["prompt_tokens_max"],
-            wording.whole(facts["prompt_tokens_mean"]),
-            wording.plural(facts["rows_read"], "row"),
-            joined(map(code, facts["datasets"])),
-            f", dropped: {', '.join(dropped)}" if dropped else "",
-            facts["prompts_reserved"],
-            _salt(workload.salt, _cached_share(material.requests, workload.name)),
-            notes,
-        )
-
-
-def _cached_share(requests: pd.DataFrame, workload: str) -> float:
-    """The share of a workload's prompt tokens that servers say they took from a cache."""
-    told = requests[(requests["workload"] == workload) & (requests["cached_tokens"] > 0)]
-    everything = requests.loc[requests["workload"] == workload, "prompt_tokens"].sum()
-    return float(told["cached_tokens"].sum() / everything) if len(told) else 0.0
-
-
-def _salt(salted: bool, cached: float) -> str:
-    """Whether a prompt cache could answer, and whether one did by the server's own account."""
-    own = "Every sending began with digits of its own"
-    if cached > 0:
-        sent = f"{own}, yet" if salted else "Prompts are sent as they are, and"
-        return f"{sent} {wording.percent(cached)} of the prompt tokens came from a server's cache."
-    if salted:
-        return f"{own}, so that no prompt cache could answer."
-    return "Prompts are sent as they are: a prompt cache may have answered."
-
-
-def _token_counts(material: Material) -> Markdown:
-    labels = dict.fromkeys(
-        f"{facts['tokenizer']}{' (approximate)' if facts['approximate'] else ''}"
-        for facts in material.workloads.values()
-    )
-    served = sorted(set(material.metrics["token_source"]) - {"none"})
-    whose = {
-        "server": "as the server reported them",
-        "tokenizer": "counted with that tokenizer",
-    }.get("+".join(served), "as the server reported them, or counted with that tokenizer")
-    if not served:
-        whose = "not known, for nothing was served"
-    return Markdown("Prompts were chosen by tokens of {}. The tokens served are {}.").fill(
-        joined(labels), whose
-    )
 
 
 def _usd(value: float) -> Markdown:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmgauge.report import wording
 from fmgauge.report.drawing import (
@@ -26,6 +27,15 @@ from fmgauge.report.drawing import (
     title_length,
 )
 from fmgauge.report.escaping import shortened
+from fmgauge.report.load_levels import (
+    AXIS,
+    LINE,
+    OPEN,
+    axis_name,
+    kinds_of,
+    ticks_of,
+    with_levels,
+)
 from fmgauge.report.material import Material, Row, rows_of
 
 if TYPE_CHECKING:
@@ -44,7 +54,7 @@ _MOST_LINES = 6  # more lines than this in one panel cannot be told apart
 def measured_points(requests: pd.DataFrame) -> pd.DataFrame:
     """The measured requests that have both a prompt length and a latency."""
     measured = requests[requests["phase"] == "measured"]
-    return measured.dropna(subset=["prompt_tokens", "e2e_latency_s"])
+    return measured.dropna(subset=["prompt_tokens", "latency_s"])
 
 
 def drawn_points(requests: pd.DataFrame) -> pd.DataFrame:
@@ -55,24 +65,27 @@ def drawn_points(requests: pd.DataFrame) -> pd.DataFrame:
 
 def tokens_vs_latency(material: Material) -> Figure:
     """Prompt tokens against end-to-end latency, one point a request, one panel an experiment."""
-    points = drawn_points(material.requests)
+    ticks, kinds = ticks_of(material.metrics), kinds_of(material.metrics)
+    levels = list(dict.fromkeys(ticks.values()))
+    drawn = drawn_points(material.requests)
+    points = drawn.assign(level=drawn["stage"].map(ticks))
     names = [experiment.name for experiment in material.experiments]
-    levels = sorted(int(level) for level in material.metrics["concurrency"].unique())
     figure, panels = panel_grid(len(names), legend_in=0.45)
     labels = short_names(names, title_length(len(names)))
     for axes, name in zip(panels, names, strict=True):
         _draw_points(axes, points[points["experiment"] == name], levels)
         axes.set_title(labels[name], **TITLE)
     if len(points):
-        panels[0].set_ylim(0, points["e2e_latency_s"].max() * 1.08)
-        legend_above(figure, _level_handles(levels), min(len(levels), 12), "requests in flight")
+        panels[0].set_ylim(0, points["latency_s"].max() * 1.08)
+        unit = "load" if len(kinds) > 1 else AXIS[kinds[0]].partition(", ")[2]
+        legend_above(figure, _level_handles(levels), min(len(levels), 12), unit)
     else:
         panels[0].set(xticks=[], yticks=[])
     name_axes(figure, "Prompt tokens, all datasets", "End-to-end latency, s")
     return figure
 
 
-def _draw_points(axes: Axes, points: pd.DataFrame, levels: Sequence[int]) -> None:
+def _draw_points(axes: Axes, points: pd.DataFrame, levels: Sequence[str]) -> None:
     import seaborn as sns
 
     if points.empty:
@@ -81,9 +94,9 @@ def _draw_points(axes: Axes, points: pd.DataFrame, levels: Sequence[int]) -> Non
         sns.scatterplot(  # type: ignore[no-untyped-call]
             points,
             x="prompt_tokens",
-            y="e2e_latency_s",
-            hue="concurrency",
-            style="concurrency",
+            y="latency_s",
+            hue="level",
+            style="level",
             hue_order=levels,
             style_order=levels,
             palette=_level_colors(levels),
@@ -98,82 +111,122 @@ def _draw_points(axes: Axes, points: pd.DataFrame, levels: Sequence[int]) -> Non
     quiet(axes, grid="both")
 
 
-def _level_colors(levels: Sequence[int]) -> dict[int, Any]:
+def _level_colors(levels: Sequence[str]) -> dict[str, Any]:
     """Light to dark as the load rises, in steps that grey printing keeps."""
     return dict(zip(levels, palette("viridis_r", len(levels) + 1)[1:], strict=True))
 
 
-def _level_markers(levels: Sequence[int]) -> dict[int, str]:
+def _level_markers(levels: Sequence[str]) -> dict[str, str]:
     return {level: MARKERS[place % len(MARKERS)] for place, level in enumerate(levels)}
 
 
-def _level_handles(levels: Sequence[int]) -> list[Any]:
+def _level_handles(levels: Sequence[str]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     colors, markers = _level_colors(levels), _level_markers(levels)
     return [
-        Line2D([], [], color=colors[n], marker=markers[n], linestyle="", label=str(n), markersize=5)
+        Line2D([], [], color=colors[n], marker=markers[n], linestyle="", label=n, markersize=5)
         for n in levels
     ]
 
 
-# --- concurrency against latency ----------------------------------------------------------------
+# --- load against latency -----------------------------------------------------------------------
+
+
+class _Line(NamedTuple):
+    """One experiment under one kind of load: its stages in order, `level` among their columns."""
+
+    name: str
+    kind: str
+    label: str
+    rows: pd.DataFrame
 
 
 def concurrency_vs_latency(material: Material) -> Figure:
-    """Mean end-to-end latency of the workload of interest by concurrency, with its intervals.
+    """Mean end-to-end latency of the workload of interest by load level, with its intervals.
 
-    A few experiments share one panel; many get a panel each, with the others in grey behind.
+    A few experiments share one panel for each kind of load; many get a panel each, with the
+    others in grey behind. A closed loop's level is the requests in flight, an open loop's the
+    rate: they never share an axis.
     """
-    rows = material.metrics[material.metrics["workload"] == material.workload]
-    lines = [(str(name), one.sort_values("concurrency")) for name, one in _by_experiment(rows)]
+    rows = with_levels(material.metrics[material.metrics["workload"] == material.workload])
+    lines, kinds = _lines(rows), kinds_of(rows)
     limits = [b.limit for b in material.decision.budgets if b.metric == "latency_mean"]
     limits = [limit for limit in limits if limit <= 3 * _top_of_lines(rows)]
-    draw = _draw_together if len(lines) <= _MOST_LINES else _draw_apart
+    together = max(sum(line.kind == kind for line in lines) for kind in kinds) <= _MOST_LINES
+    draw = _draw_together if together else _draw_apart
     figure, panels = draw(lines, limits)
-    _scale(panels, rows, limits)
+    shown = kinds if together else [line.kind for line in lines]
+    _scale(list(zip(panels, shown, strict=True)), rows, limits)
     workload = shortened(material.workload, 60)
-    across = f"Concurrency, requests in flight (dataset {workload})"
-    name_axes(figure, across, "Mean end-to-end latency, s")
+    name_axes(figure, f"{axis_name(kinds)} (dataset {workload})", "Mean end-to-end latency, s")
     return figure
 
 
-def _by_experiment(rows: pd.DataFrame) -> Any:
-    return rows.groupby("experiment_name", sort=False)
+def _lines(rows: pd.DataFrame) -> list[_Line]:
+    """The lines of one workload: closed loops first, then by experiment as they come.
+
+    An experiment's closed loop and its Poisson arrivals, the rule, bear its name alone.
+    """
+    places = {name: place for place, name in enumerate(rows.sort_index()["experiment_name"])}
+    lines = []
+    for (name, kind, arrivals), one in rows.groupby(LINE, sort=False):
+        label = str(name) if arrivals in ("", "poisson") else f"{name}, {arrivals}"
+        lines.append(_Line(str(name), str(kind), label, one))
+    return sorted(lines, key=lambda line: (line.kind, places[line.name]))
 
 
-def _draw_together(
-    lines: Sequence[tuple[str, pd.DataFrame]], limits: Sequence[float]
-) -> tuple[Figure, list[Axes]]:
-    colors = palette("colorblind", len(lines))
-    labels = short_names([name for name, _ in lines], 40)
+def _draw_together(lines: Sequence[_Line], limits: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """One panel a kind of load; an experiment has the same colour in both."""
+    kinds = list(dict.fromkeys(line.kind for line in lines))
+    labels = short_names(list(dict.fromkeys(line.label for line in lines)), 40)
+    styles = {
+        label: {"color": color, "marker": marker, "label": labels[label]}
+        for label, color, marker in zip(
+            labels, palette("colorblind", len(labels)), cycle(MARKERS), strict=False
+        )
+    }
     n_columns = 3 if max(map(len, labels.values())) <= 26 else 2
-    n_rows = math.ceil((len(lines) + len(limits)) / n_columns)
-    figure, panels = panel_grid(1, legend_in=0.22 * n_rows - 0.15)
-    handles = []
-    for place, (name, one) in enumerate(lines):
-        style = {"color": colors[place], "marker": MARKERS[place], "label": labels[name]}
-        handles.append(_draw_line(panels[0], one, **style))
-        rank = sum(_has_gap(earlier) for _, earlier in lines[:place])
-        _mark_gaps(panels[0], one, 0.96 - _GAP_HEIGHT * rank, colors[place])
-    legend_above(figure, handles + _draw_limits(panels, limits), n_columns)
+    n_rows = math.ceil((len(labels) + len(limits)) / n_columns)
+    legend_in = 0.22 * n_rows - 0.15
+    figure, panels = panel_grid(len(kinds), legend_in, share_x=len(kinds) == 1)
+    handles: dict[str, Any] = {}
+    for axes, kind in zip(panels, kinds, strict=True):
+        axes.set_title(AXIS[kind] if len(kinds) > 1 else "", **TITLE)
+        handles |= _draw_lines(axes, [line for line in lines if line.kind == kind], styles)
+    legend_above(figure, [*handles.values(), *_draw_limits(panels, limits)], n_columns)
     return figure, panels
 
 
-def _draw_apart(
-    lines: Sequence[tuple[str, pd.DataFrame]], limits: Sequence[float]
-) -> tuple[Figure, list[Axes]]:
+def _draw_lines(
+    axes: Axes, lines: Sequence[_Line], styles: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Lines in one panel, and a row of crosses for each that has gaps; handles by label."""
+    handles = {}
+    for place, line in enumerate(lines):
+        style = styles[line.label]
+        handles[line.label] = _draw_line(axes, line.rows, **style)
+        rank = sum(_has_gap(earlier.rows) for earlier in lines[:place])
+        _mark_gaps(axes, line.rows, 0.96 - _GAP_HEIGHT * rank, style["color"])
+    return handles
+
+
+def _draw_apart(lines: Sequence[_Line], limits: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """One panel a line, the others of its kind in grey behind it."""
     from matplotlib.collections import LineCollection
 
-    figure, panels = panel_grid(len(lines), legend_in=0.15 if limits else 0.0)
-    paths = [one[["concurrency", "latency_mean"]].to_numpy() for _, one in lines]
-    labels = short_names([name for name, _ in lines], title_length(len(lines)))
-    for axes, (name, own) in zip(panels, lines, strict=True):
-        axes.add_collection(LineCollection(paths, colors=PALE, linewidths=0.8, zorder=1))
-        _draw_line(axes, own, color=BLUE, marker="o")
-        if own["latency_mean"].isna().all():
-            say(axes, missing(rows_of(own)[0]))
-        axes.set_title(labels[name], **TITLE)
+    alike = len({line.kind for line in lines}) == 1
+    figure, panels = panel_grid(len(lines), legend_in=0.15 if limits else 0.0, share_x=alike)
+    labels = short_names([line.label for line in lines], title_length(len(lines)))
+    for axes, own in zip(panels, lines, strict=True):
+        behind = [
+            one.rows[["level", "latency_mean"]].to_numpy() for one in lines if one.kind == own.kind
+        ]
+        axes.add_collection(LineCollection(behind, colors=PALE, linewidths=0.8, zorder=1))
+        _draw_line(axes, own.rows, color=BLUE, marker="o")
+        if own.rows["latency_mean"].isna().all():
+            say(axes, missing(rows_of(own.rows)[0]))
+        axes.set_title(labels[own.label], **TITLE)
     handles = _draw_limits(panels, limits)
     if handles:
         legend_above(figure, handles, 1)
@@ -185,7 +238,7 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, **style: Any) -> Any:
     done = rows[rows["latency_mean"].notna()]
     arms = [_arms(row) for row in rows_of(done)]
     return axes.errorbar(
-        done["concurrency"],
+        done["level"],
         done["latency_mean"],
         yerr=[[below for below, _ in arms], [above for _, above in arms]],
         capsize=3,
@@ -204,7 +257,7 @@ def _mark_gaps(axes: Axes, rows: pd.DataFrame, height: float, color: Any) -> Non
     """A cross above the lines for each stage of which no latency came, and why."""
     transform = axes.get_xaxis_transform()
     for row in rows_of(rows[rows["latency_mean"].isna()]):
-        place = (row["concurrency"], height)
+        place = (row["level"], height)
         axes.plot(*place, "x", color=color, transform=transform)
         offset: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(missing(row), place, xycoords=transform, fontsize=8, color=INK, **offset)
@@ -233,22 +286,31 @@ def _top_of_lines(rows: pd.DataFrame) -> float:
     return float(max([*means, *highs]))
 
 
-def _scale(panels: Sequence[Axes], rows: pd.DataFrame, limits: Sequence[float]) -> None:
-    levels = sorted(int(level) for level in rows["concurrency"].unique())
-    ticks = _apart(levels, 1.25 if len(panels) == 1 else 1.9)
-    panels[0].set_xscale("log", base=2)  # the panels share their axes
-    panels[0].set_xticks(ticks, [str(level) for level in ticks])
-    panels[0].minorticks_off()
-    for axes in panels:
+def _scale(panels: Sequence[tuple[Axes, str]], rows: pd.DataFrame, limits: Sequence[float]) -> None:
+    """One height for all panels, and each kind of load its own logarithmic axis."""
+    unit = {OPEN: "/s"} if len(kinds_of(rows)) > 1 else {}
+    for axes, kind in panels:
+        own = rows[rows["kind"] == kind]
+        levels = sorted({float(level) for level in own["level"]})
+        ticks = _apart(levels, 1.25 if len(panels) == 1 else 1.9)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{level:g}{unit.get(kind, '')}" for level in ticks])
+        axes.minorticks_off()
+        axes.set_xlim(levels[0] / 1.3, levels[-1] * 1.5)
         quiet(axes, grid="y")
-    n_gaps = sum(_has_gap(one) for _, one in _by_experiment(rows)) if len(panels) == 1 else 0
-    panels[0].set_ylim(0, max([_top_of_lines(rows), *limits]) * 1.1 / (1 - _GAP_HEIGHT * n_gaps))
-    panels[0].set_xlim(levels[0] / 1.3, levels[-1] * 1.5)
+    n_gaps = max(_n_with_gaps(rows[rows["kind"] == kind]) for _, kind in panels)
+    top = max([_top_of_lines(rows), *limits]) * 1.1
+    axes = panels[0][0]  # the panels share their height
+    axes.set_ylim(0, top / (1 - _GAP_HEIGHT * (n_gaps if len(panels) < 3 else 0)))
 
 
-def _apart(levels: Sequence[int], ratio: float) -> list[int]:
+def _n_with_gaps(rows: pd.DataFrame) -> int:
+    return sum(_has_gap(one) for _, one in rows.groupby(LINE, sort=False))
+
+
+def _apart(levels: Sequence[float], ratio: float) -> list[float]:
     """Levels that leave room for their labels on a logarithmic axis."""
-    kept: list[int] = []
+    kept: list[float] = []
     for level in levels:
         if not kept or level >= ratio * kept[-1]:
             kept.append(level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from fmgauge.report import findings, tables
+from fmgauge.report import findings, method, tables
 from fmgauge.report.escaping import Markdown, cell, code, escaped
 from fmgauge.report.material import Material
 
@@ -51,7 +51,7 @@ def _sentences(material: Material) -> dict[str, Any]:
         "costs": findings.costs(material),
         "datasets": findings.datasets_sentence(material),
         "reading": findings.readings(material),
-        "how_measured": findings.how_measured(material),
+        "how_measured": method.how_measured(material),
     }
 
 
@@ -65,7 +65,7 @@ def _tables(material: Material) -> dict[str, Any]:
         "costs_table": tables.costs_table(material.costs),
         "per_instance": _per_instance(material),
         "stages_table": tables.stages_table(material),
-        "failures_table": tables.failures_table(material.requests),
+        "failures_table": tables.failures_table(material),
         "not_run_table": tables.not_run_table(material.metrics),
         "machine_table": tables.machine_table(material),
         "endpoints_table": tables.endpoints_table(material),

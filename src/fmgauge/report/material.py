@@ -17,18 +17,18 @@ from fmgauge.decision import Decision, Recommendation, StageVerdict, read_decisi
 from fmgauge.metrics import PER_TOKEN, experiment_costs, read_metrics, request_table
 from fmgauge.pricing import Price, experiment_price
 from fmgauge.records import (
+    Batches,
     Endpoint,
     StageInfo,
+    open_stage,
     read_endpoints,
     read_json,
-    read_stage,
     stage_folders,
 )
 from fmgauge.runs import Run, now_utc, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 Row = Mapping[str, Any]  # one stage's metrics, by column
 
@@ -40,8 +40,10 @@ class Material:
     """One run as a report needs it: the frames of its files, and the nouns behind them.
 
     `metrics` has one row a planned stage, `costs` one an experiment, `requests` one a request:
-    experiment, workload, stage, concurrency, phase, status, http_status, error, prompt_tokens,
-    cached_tokens (NaN where the server told none), e2e_latency_s (NaN where the request failed).
+    experiment, workload, stage, kind, concurrency (<NA> in open loop), phase, status, http_status,
+    error, prompt_tokens, cached_tokens (NaN where the server told none), e2e_latency_s and
+    latency_s (NaN where the request failed). The latter is what tables headline: in open loop it
+    counts from the instant at which the schedule wanted to send, else it is the former.
     """
 
     run_id: str
@@ -129,9 +131,10 @@ def read_material(run: Run) -> Material:
     )
 
 
+_KEPT = ("phase", "status", "http_status", "error", "prompt_tokens", "cached_tokens")
 _REQUEST_COLUMNS = (
-    *("experiment", "workload", "stage", "concurrency", "phase", "status"),
-    *("http_status", "error", "prompt_tokens", "cached_tokens", "e2e_latency_s"),
+    *("experiment", "workload", "stage", "kind", "concurrency"),
+    *(*_KEPT, "e2e_latency_s", "latency_s"),
 )
 
 
@@ -140,22 +143,30 @@ def _read_requests(run: Run) -> tuple[list[StageInfo], pd.DataFrame]:
 
     infos, frames = [], [pd.DataFrame(columns=list(_REQUEST_COLUMNS))]
     for folder in stage_folders(run.requests_folder):
-        info, records = read_stage(folder)
+        info, batches = open_stage(folder)
         infos.append(info)
-        if len(records):
-            frames.append(_request_frame(info, records))
+        frame = _request_frame(info, batches)
+        if len(frame):
+            frames.append(frame)
     return infos, pd.concat(frames[1:] or frames, ignore_index=True)
 
 
-def _request_frame(info: StageInfo, records: pa.Table) -> pd.DataFrame:
-    frame = request_table(records).assign(
+def _request_frame(info: StageInfo, batches: Batches) -> pd.DataFrame:
+    import pandas as pd
+
+    table = request_table(batches, keep=_KEPT)
+    is_open, is_ok = info.kind == "open_loop", table["status"] == "ok"
+    headline = "e2e_latency_s_from_intended" if is_open else "e2e_latency_s"
+    frame = table.assign(
         experiment=info.experiment,
         workload=info.workload,
         stage=info.stage,
-        concurrency=info.concurrency,
-        http_status=records["http_status"].to_pandas().astype("float64"),
-        cached_tokens=records["cached_tokens"].to_pandas().astype("float64"),
-        error=records["error"].to_pandas().astype("object"),
+        kind=info.kind,
+        concurrency=pd.array([info.concurrency] * len(table), dtype="Int64"),
+        http_status=table["http_status"].astype("float64"),
+        cached_tokens=table["cached_tokens"].astype("float64"),
+        error=table["error"].astype("object"),
+        latency_s=table[headline].where(is_ok),
+        e2e_latency_s=table["e2e_latency_s"].where(is_ok),
     )
-    frame["e2e_latency_s"] = frame["e2e_latency_s"].where(frame["status"] == "ok")
     return frame[list(_REQUEST_COLUMNS)]

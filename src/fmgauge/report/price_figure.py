@@ -152,8 +152,8 @@ def _kind(stage: StageVerdict, material: Material) -> str:
 
 def _label(stage: StageVerdict, name: str, tall: bool) -> str:
     if not tall:
-        return f"{name}, {stage.concurrency}"
-    return f"{name}\n{plain(shortened(stage.instance_type, 18))}, {stage.concurrency} in flight"
+        return f"{name}, {stage.label}"
+    return f"{name}\n{plain(shortened(stage.instance_type, 18))}, {stage.label}"
 
 
 def _shortcomings(stage: StageVerdict, material: Material) -> str:

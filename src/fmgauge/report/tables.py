@@ -7,16 +7,19 @@ requests it needs, or infinite where the failures reach that far.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fmgauge.config.model import Experiment
-from fmgauge.decision import BudgetCheck, StageVerdict
+from fmgauge.config.model import Experiment, LlamacppEndpoint
+from fmgauge.config.simulated import Faults
+from fmgauge.decision import BudgetCheck, StageVerdict, column_of
 from fmgauge.metrics import PERCENTILES
 from fmgauge.records import Endpoint
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, escaped, shortened, table
+from fmgauge.report.load_levels import OPEN, is_closed_only, label_of, labels_of
 from fmgauge.report.material import NOT_RUN, Material, Row, cut_off, instance_of
+from fmgauge.report.method import stage_notes
 from fmgauge.statistics import samples_needed
 
 if TYPE_CHECKING:
@@ -48,13 +51,16 @@ _LONGEST_ERROR = 160  # characters
 
 
 def figure(row: Row, column: str, words: Any = wording.fixed) -> str:
-    """The figure in `column` of a stage's metrics, or in words why there is none."""
-    value = row[column]
+    """The figure of a stage's metrics that `column` names, or in words why there is none.
+
+    Of an open-loop stage a TTFT is the one from the intended instant, as its budgets bind it.
+    """
+    value = row[column_of(column, row)]
     if isinstance(value, str) or math.isfinite(value):
         return str(words(value))
     if row["status"] != "ok":
         return NOT_RUN
-    return _why_missing(row, column, float(value))
+    return _why_missing(row, column_of(column, row), float(value))
 
 
 def _why_missing(row: Row, column: str, value: float) -> str:
@@ -73,16 +79,28 @@ def _why_missing(row: Row, column: str, value: float) -> str:
 
 def information_table(row: Row) -> Markdown:
     """The figures of one stage, as Information and Value."""
-    rows = [(name, figure(row, name, words)) for name, words in _INFORMATION.items()]
+    rows = [
+        ("load", label_of(row))
+        if name == "concurrency" and row["kind"] == OPEN
+        else (name, figure(row, name, words))
+        for name, words in _INFORMATION.items()
+    ]
     return table(("Information", "Value"), rows)
 
 
 def failed_table(material: Material) -> Markdown:
     """Every stage that does not meet the budgets; within a budget is green, beyond is bold red."""
     names = _criteria(material)
-    columns = ("experiment_name", "payload_file", "concurrency", *names.values())
-    missed = (stage for stage in material.decision.stages if not stage.meets_budgets)
-    return table(columns, (_failed_row(material.row(s), s, list(names)) for s in missed))
+    as_seed = is_closed_only(material.metrics)  # a level is then a bare number
+    load = "concurrency" if as_seed else "load"
+    columns = ("experiment_name", "payload_file", load, *names.values())
+    missed = [stage for stage in material.decision.stages if not stage.meets_budgets]
+    levels = [stage.concurrency if as_seed else stage.label for stage in missed]
+    rows = (
+        _failed_row(material.row(stage), level, stage, list(names))
+        for stage, level in zip(missed, levels, strict=True)
+    )
+    return table(columns, rows)
 
 
 def _criteria(material: Material) -> dict[str, str]:
@@ -91,10 +109,10 @@ def _criteria(material: Material) -> dict[str, str]:
     return {**_SEED_CRITERIA, **{metric: f"{metric}_text" for metric in others}}
 
 
-def _failed_row(row: Row, stage: StageVerdict, metrics: list[str]) -> list[object]:
+def _failed_row(row: Row, level: object, stage: StageVerdict, metrics: list[str]) -> list[object]:
     checks = {check.metric: check for check in stage.checks if row["status"] == "ok"}
     cells = [_judged(figure(row, metric), checks.get(metric)) for metric in metrics]
-    return [row["experiment_name"], row["payload_file"], row["concurrency"], *cells]
+    return [row["experiment_name"], row["payload_file"], level, *cells]
 
 
 def _judged(text: str, check: BudgetCheck | None) -> Markdown:
@@ -126,12 +144,18 @@ def costs_table(costs: pd.DataFrame) -> Markdown:
 def stages_table(material: Material) -> Markdown:
     """Every planned stage with its latencies, rate, price and verdict, run or not."""
     columns = (
-        *("experiment", "dataset", "concurrency", "budgets", "requests", "error rate"),
+        *("experiment", "dataset", "load", "budgets", "requests", "error rate"),
         *("USD per 10k", "latency mean, s", "TTFT mean, ms", "TPOT mean, ms"),
         *("transactions/min", "latency p50, s", "latency p95, s", "latency p99, s"),
         "TTFT p95, ms",
     )
-    return table(columns, (_stage_row(material.row(s), s) for s in material.decision.stages))
+    stages = material.decision.stages
+    rows = [_stage_row(material.row(stage), stage) for stage in stages]
+    notes = [stage_notes(material.row(stage)) for stage in stages]
+    if not any(notes):
+        return table(columns, rows)
+    noted = ([*row, note or "none"] for row, note in zip(rows, notes, strict=True))
+    return table((*columns, "notes"), noted)
 
 
 def _stage_row(row: Row, stage: StageVerdict) -> list[object]:
@@ -139,7 +163,7 @@ def _stage_row(row: Row, stage: StageVerdict) -> list[object]:
     return [
         row["experiment_name"],
         row["workload"],
-        row["concurrency"],
+        stage.label,
         _verdict(row, stage),
         row["n_requests"],
         figure(row, "error_rate", wording.percent),
@@ -158,7 +182,8 @@ def _with_interval(row: Row, column: str, words: Any, per_unit: int = 1) -> str:
 
     `words` shows `per_unit` times the value; the interval gets the figure's decimals.
     """
-    low, high = (row.get(f"{column}_ci_{end}", math.nan) for end in ("low", "high"))
+    source = column_of(column, row)
+    low, high = (row.get(f"{source}_ci_{end}", math.nan) for end in ("low", "high"))
     text = figure(row, column, words)
     if not (math.isfinite(low) and math.isfinite(high)):
         return text
@@ -174,27 +199,32 @@ def _verdict(row: Row, stage: StageVerdict) -> str:
     return "undecided" if "UNDECIDED" in verdicts else "met"
 
 
-def failures_table(requests: pd.DataFrame) -> Markdown | None:
+def failures_table(material: Material) -> Markdown | None:
     """Failed requests by stage and kind, each with the first error; None without any.
 
     A drain request that was cut off at its stage's end did not fail.
     """
+    requests = material.requests
     failed = requests[(requests["status"] != "ok") & ~cut_off(requests)]
     if failed.empty:
         return None
-    keys = ["experiment", "workload", "concurrency", "status", "http_status"]
+    labels = {(s.experiment, s.workload, s.stage): s.label for s in material.decision.stages}
+    keys = ["experiment", "workload", "stage", "status", "http_status"]
     groups = failed.groupby(keys, dropna=False, sort=False)
-    columns = ("experiment", "dataset", "concurrency", "kind", "HTTP status", "measured")
-    rows = (_failure_row(key, of) for key, of in groups)
+    columns = ("experiment", "dataset", "load", "kind", "HTTP status", "measured")
+    rows = (_failure_row(key, labels, of) for key, of in groups)
     return table((*columns, "in warm-up or drain", "first error"), rows)
 
 
-def _failure_row(key: tuple[Any, ...], group: pd.DataFrame) -> list[object]:
-    *stage, http_status = key
+def _failure_row(
+    key: tuple[Any, ...], labels: Mapping[tuple[str, str, str], str], group: pd.DataFrame
+) -> list[object]:
+    experiment, workload, name, kind, http_status = key
     n_measured = int((group["phase"] == "measured").sum())
     errors = group["error"].dropna()
     first = code(shortened(errors.iloc[0], _LONGEST_ERROR)) if len(errors) else "none"
     status = "none" if math.isnan(http_status) else f"{http_status:.0f}"
+    stage = (experiment, workload, labels[experiment, workload, name], kind)
     return [*stage, status, n_measured, len(group) - n_measured, first]
 
 
@@ -205,16 +235,17 @@ def not_run_table(metrics: pd.DataFrame) -> Markdown | None:
         return None
     groups = missing.groupby(["experiment_name", "workload", "status"], sort=False)
     return table(
-        ("experiment", "dataset", "concurrency", "reason"),
+        ("experiment", "dataset", "load", "reason"),
         (
-            (name, workload, _levels(group), code(shortened(_reason(str(status)), _LONGEST_ERROR)))
+            (
+                name,
+                workload,
+                labels_of(group),
+                code(shortened(_reason(str(status)), _LONGEST_ERROR)),
+            )
             for (name, workload, status), group in groups
         ),
     )
-
-
-def _levels(group: pd.DataFrame) -> str:
-    return ", ".join(str(level) for level in group["concurrency"])
 
 
 def _reason(status: str) -> str:
@@ -265,7 +296,17 @@ def _settings(experiment: Experiment) -> Iterator[str]:
     endpoint = experiment.endpoint
     if endpoint.kind == "openai":
         yield endpoint.base_url
-        return
+    if endpoint.kind != "llamacpp":
+        yield f"{endpoint.api} API"
+    if endpoint.kind == "simulated":
+        yield f"preset {endpoint.preset}" if endpoint.preset else "a profile of the config's own"
+        yield f"seed {endpoint.seed}"
+        yield "with faults" if endpoint.faults != Faults() else "without faults"
+    if endpoint.kind == "llamacpp":
+        yield from _engine_settings(endpoint)
+
+
+def _engine_settings(endpoint: LlamacppEndpoint) -> Iterator[str]:
     if endpoint.gguf is None:
         yield f"{endpoint.layers} layers, width {endpoint.width}"
     yield wording.plural(endpoint.parallel, "slot")

@@ -1,6 +1,19 @@
-"""Wire formats, one file each: requests as bytes, bytes as events. Knows no sockets, no clocks."""
+"""Wire formats, one file each: requests as bytes, bytes as tokens. Knows no sockets, no clocks."""
 
-from fmgauge.wire.openai_chat import ChatDecoder, Cut, chat_request
+from fmgauge.wire.decoding import Cut, Decoder
+from fmgauge.wire.formats import new_decoder, request_template
+from fmgauge.wire.json_lines import JsonLinesDecoder, JsonText
+from fmgauge.wire.requests import RequestTemplate
 from fmgauge.wire.sse import SseDecoder, SseEvent
 
-__all__ = ["ChatDecoder", "Cut", "SseDecoder", "SseEvent", "chat_request"]
+__all__ = [
+    "Cut",
+    "Decoder",
+    "JsonLinesDecoder",
+    "JsonText",
+    "RequestTemplate",
+    "SseDecoder",
+    "SseEvent",
+    "new_decoder",
+    "request_template",
+]

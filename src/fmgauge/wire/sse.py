@@ -5,16 +5,10 @@ The format is the HTML standard's section 9.2.6. Bytes may be cut anywhere, insi
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-
-class SseEvent(NamedTuple):
-    """One event: its type (None where the stream names none) and its data, lines joined by LF."""
-
-    event: bytes | None
-    data: bytes
+# One event: its type (None where the stream names none) and its data, lines joined by LF.
+SseEvent = tuple[bytes | None, bytes]
 
 
 class SseDecoder:
@@ -22,24 +16,31 @@ class SseDecoder:
 
     __slots__ = ("_at_start", "_data", "_event", "_pieces", "_skip_line_feed")
 
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []  # of the line that has not ended yet
+    def __init__(self, *, at_start: bool = True) -> None:
+        self._pieces: list[bytes] = []  # of the line that has not ended yet; none of them empty
         self._data: list[bytes] = []  # of the event that has not ended yet
         self._event: bytes | None = None
         self._skip_line_feed = False
-        self._at_start = True
+        self._at_start = at_start
+
+    @property
+    def between_events(self) -> bool:
+        """Whether nothing has come of the next event yet."""
+        return not self._pieces and not self._data and self._event is None
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events that these bytes complete, in order."""
-        if self._skip_line_feed or b"\r" in data:
+        if self._skip_line_feed or 13 in data:
             data = self._with_line_feeds(data)
-        if b"\n" not in data:
-            self._pieces.append(data)
+        if 10 not in data:
+            if data:
+                self._pieces.append(data)
             return []
         lines = data.split(b"\n")
         if self._pieces:
             lines[0] = b"".join((*self._pieces, lines[0]))
-        self._pieces = [lines.pop()]
+        rest = lines.pop()
+        self._pieces = [rest] if rest else []
         return self._events(lines)
 
     def end(self) -> list[SseEvent]:
@@ -58,29 +59,25 @@ class SseDecoder:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _events(self, lines: list[bytes]) -> list[SseEvent]:
-        events = []
-        if self._at_start and lines:
+        events: list[SseEvent] = []
+        if self._at_start:
             lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
             self._at_start = False
         for line in lines:
-            if line.startswith(b"data: "):
-                self._data.append(line[6:])
-            elif line:
+            if line:
                 self._field(line)
+            elif self._data:
+                data = self._data
+                events.append((self._event, data[0] if len(data) == 1 else b"\n".join(data)))
+                self._data, self._event = [], None
             else:
-                events.extend(self._dispatched())
+                self._event = None  # an event without data is none
         return events
 
     def _field(self, line: bytes) -> None:
-        """Any other line: a comment has an empty field name and falls through."""
+        """Take in a line that is not empty: a comment has an empty name and falls through."""
         name, _, value = line.partition(b":")
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
         elif name == b"event":
             self._event = value.removeprefix(b" ")
-
-    def _dispatched(self) -> list[SseEvent]:
-        """The event that a blank line ends; none where it had no data."""
-        data, event = self._data, self._event
-        self._data, self._event = [], None
-        return [SseEvent(event, b"\n".join(data))] if data else []

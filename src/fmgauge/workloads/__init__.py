@@ -1,7 +1,7 @@
 """From sources to payloads: rows, templates, token windows, salts, order. Starts no endpoint."""
 
 from fmgauge.workloads.payloads import PreparedWorkload, check_workloads, prepare_payloads
-from fmgauge.workloads.salts import salt_from, salted
+from fmgauge.workloads.salts import marked, salt_from
 from fmgauge.workloads.tokenizer import (
     PromptTokenizer,
     cache_dir,
@@ -17,8 +17,8 @@ __all__ = [
     "check_workloads",
     "docs_text",
     "docs_tokenizer_path",
+    "marked",
     "prepare_payloads",
     "salt_from",
-    "salted",
     "tokenizer_for",
 ]

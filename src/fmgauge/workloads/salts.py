@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, lru_cache
 from typing import Any
 
 from fmgauge.records import Payload
 
-SALT_DIGITS = 8
+_SALTS = 10**8  # as many as eight digits can tell apart
 _END = "\n\n"
 
 Message = dict[str, Any]
@@ -21,28 +22,57 @@ Message = dict[str, Any]
 def salt_from(name: str) -> str:
     """The salt that belongs to `name`: a prompt's number before sending, a request's id then.
 
-    Request ids are never used twice, so no later sending, stage, experiment or run repeats what a
-    server's cache may hold; the id stands in the record, so what was sent can be made out again.
+    Where a name is a prefix, a hyphen and a running number, as request ids are, no two of the first
+    10**8 numbers share a salt; any other two names share one with a chance of one in 10**8. Request
+    ids are never used twice, so no later sending, stage, experiment or run repeats what a server's
+    cache may hold; the id stands in the record, so what was sent can be made out again.
     """
-    digest = hashlib.blake2s(name.encode()).digest()
-    digits = int.from_bytes(digest, "little") % 10**SALT_DIGITS
-    return " ".join(f"{digits:0{SALT_DIGITS}d}")
+    prefix, _, number = name.rpartition("-")
+    if prefix and number.isdecimal() and _is_plain(number):
+        offset, step = _sequence(prefix)
+        value = (offset + step * int(number)) % _SALTS
+    else:
+        value = _digest(name) % _SALTS
+    high, low = divmod(value, 10_000)
+    spaced = _spaced_quadruples()
+    return f"{spaced[high]} {spaced[low]}"
 
 
-def salted(payload: Payload, salt: str) -> Payload:
-    """`payload` with `salt` in place of its own; unchanged where its workload is not salted.
+def _is_plain(number: str) -> bool:
+    """Whether no other digits say the same number, and it is one that somebody may count up to."""
+    return number.isascii() and len(number) < 20 and (number[0] != "0" or number == "0")
 
-    Raises ValueError where the lengths differ, for then the counted tokens would not hold.
+
+@lru_cache(maxsize=256)
+def _sequence(prefix: str) -> tuple[int, int]:
+    """Where a prefix's salts begin, and the step from each to the next, round and round.
+
+    The step ends in 1, 3, 7 or 9, so it shares no factor with the number of salts and meets them
+    all; and it is so far from 0 and from a whole round that neighbours differ in their first digit,
+    for a cache may keep the part that two prompts share.
     """
-    old = payload.salt
-    if old is None:
-        return payload
-    if len(salt) != len(old):
-        raise ValueError(f"a salt of {len(old)} characters cannot become one of {len(salt)}")
+    digest, offset = divmod(_digest(prefix, b"sequence"), _SALTS)
+    tens, end = divmod(digest, 4)
+    return offset, 10_000_000 + 10 * (tens % 7_999_999) + (1, 3, 7, 9)[end]
+
+
+@cache
+def _spaced_quadruples() -> list[str]:
+    """Every number of four digits with spaces between: two of them are a salt."""
+    return [" ".join(f"{number:04d}") for number in range(10_000)]
+
+
+def _digest(text: str, purpose: bytes = b"") -> int:
+    return int.from_bytes(hashlib.blake2s(text.encode(), person=purpose).digest(), "little")
+
+
+def marked(payload: Payload, mark: str) -> Payload:
+    """`payload` with `mark`, whatever its length, where its salt stands."""
+    n_chars = len(payload.salt or "")
     if payload.prompt is not None:
-        return replace(payload, prompt=salt + payload.prompt[len(old) :], salt=salt)
-    messages = _with_first_text(payload.messages or [], lambda text: salt + text[len(old) :])
-    return replace(payload, messages=messages, salt=salt)
+        return replace(payload, prompt=mark + payload.prompt[n_chars:], salt=mark)
+    messages = _with_first_text(payload.messages or [], lambda text: mark + text[n_chars:])
+    return replace(payload, messages=messages, salt=mark)
 
 
 def salt_prompt(prompt: str, salt: str) -> str:

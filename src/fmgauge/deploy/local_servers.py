@@ -1,17 +1,18 @@
-"""A run's own llama.cpp servers: planned in the ledger, started, found again, ended.
+"""A run's own servers on this machine: planned in the ledger, started, found again, ended.
 
-Knows the ledger's names for them and their files; not what is asked of them.
+Knows the ledger's names for them and their files; not which kinds there are.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fmgauge.config.model import Experiment, LlamacppEndpoint
+from fmgauge.config.model import Experiment
 from fmgauge.deploy import processes
 from fmgauge.deploy.ledger import (
     EventKind,
@@ -22,15 +23,13 @@ from fmgauge.deploy.ledger import (
     read_ledger,
     times_planned,
 )
+from fmgauge.deploy.local_kinds import MODULES, LocalEndpoint, command, kind_of, resource_type
 from fmgauge.deploy.processes import ProcessId
-from fmgauge.emulator import llamacpp_server
-from fmgauge.emulator.gguf_model import built_model
+from fmgauge.emulator.ready_file import ready_base_url
 from fmgauge.errors import EndpointError
-from fmgauge.records import read_json
 from fmgauge.runs import Run, RunFolder, now_utc
 from fmgauge.transport import Clock
 
-RESOURCE_TYPE = "llamacpp_server"
 Outcome = Literal["ended", "already_gone", "left"]
 
 _POLL_S = 0.02
@@ -55,57 +54,49 @@ class Server:
         return " | ".join([line.strip() for line in lines if line.strip()][-_LOG_LINES:])
 
 
-def model_path(run: Run, endpoint: LlamacppEndpoint) -> Path:
-    """The GGUF file that `endpoint` serves, built where the config names none."""
-    if endpoint.gguf is None:
-        return built_model(endpoint.layers, endpoint.width).path
-    return run.loaded.resolve(endpoint.gguf)
-
-
-def start(run: Run, experiment: Experiment, endpoint: LlamacppEndpoint, model: Path) -> Server:
+def start(run: Run, experiment: Experiment, endpoint: LocalEndpoint) -> Server:
     """Start a server for `experiment`, written in the ledger before and after.
 
     Raises EndpointError where the process cannot be started.
     """
-    prefix = _name_prefix(experiment.name)
+    prefix = _name_prefix(endpoint.kind, experiment.name)
     name = f"{prefix}-{times_planned(read_ledger(run.ledger_path), prefix) + 1}"
-    planned = LedgerEvent("planned", RESOURCE_TYPE, name, run.run_id, now_utc().isoformat())
+    ready_path = _ready_path(run, name)
+    command_line = command(run.loaded, endpoint, lease=run.lease_path, ready=ready_path)
+    now = now_utc().isoformat()
+    planned = LedgerEvent("planned", resource_type(endpoint.kind), name, run.run_id, now)
     append(run.ledger_path, planned)
-    ready_path, log_path = _ready_path(run, name), run.logs_folder / f"{experiment.name}.log"
+    try:
+        server = launch(name, command_line, ready_path, run.logs_folder / f"{experiment.name}.log")
+    except EndpointError:
+        append(run.ledger_path, closing(planned, "never_created", now_utc().isoformat()))
+        raise
+    append(run.ledger_path, _created(planned, server.process))
+    return server
+
+
+def launch(name: str, command_line: Sequence[str], ready_path: Path, log_path: Path) -> Server:
+    """Start a server's process; EndpointError where it cannot be started."""
     log_offset = log_path.stat().st_size if log_path.exists() else 0
-    command = llamacpp_server.command(
-        model=model,
-        parallel=endpoint.parallel,
-        threads=endpoint.threads,
-        context_tokens=endpoint.context_tokens,
-        lease=run.lease_path,
-        ready=ready_path,
-    )
-    process = _started(run, planned, command, log_path)
+    try:
+        process = processes.start_detached(command_line, log_path, os.environ)
+    except OSError as error:
+        raise EndpointError(f"the server's process cannot be started: {error}") from error
     return Server(name, process, ready_path, log_path, log_offset)
 
 
-def _started(run: Run, planned: LedgerEvent, command: list[str], log_path: Path) -> ProcessId:
-    try:
-        process = processes.start_detached(command, log_path, os.environ)
-    except OSError as error:
-        append(run.ledger_path, closing(planned, "never_created", now_utc().isoformat()))
-        raise EndpointError(f"the server's process cannot be started: {error}") from error
-    created = LedgerEvent(
+def _created(planned: LedgerEvent, process: ProcessId) -> LedgerEvent:
+    return replace(
+        planned,
         event="created",
-        resource_type=RESOURCE_TYPE,
-        name=planned.name,
-        run_id=run.run_id,
         at=now_utc().isoformat(),
         pid=process.pid,
         process_created_at=process.created_at,
     )
-    append(run.ledger_path, created)
-    return process
 
 
-def _name_prefix(experiment: str) -> str:
-    return f"llamacpp-{experiment}"
+def _name_prefix(kind: str, experiment: str) -> str:
+    return f"{kind}-{experiment}"
 
 
 def _ready_path(run: RunFolder, name: str) -> Path:
@@ -123,8 +114,7 @@ def base_url_once_listening(server: Server, clock: Clock, deadline_s: float) -> 
         if clock.now_s() > deadline_s:
             raise EndpointError("the server does not listen")
         time.sleep(_POLL_S)
-    base_url: str = read_json(server.ready_path)["base_url"]
-    return base_url
+    return ready_base_url(server.ready_path)
 
 
 def outstanding_servers(run: RunFolder, experiment: str | None = None) -> tuple[LedgerEvent, ...]:
@@ -134,13 +124,15 @@ def outstanding_servers(run: RunFolder, experiment: str | None = None) -> tuple[
         event
         for event in events
         if event.owned
-        and event.resource_type == RESOURCE_TYPE
+        and event.resource_type in MODULES
         and experiment in (None, _experiment_of(event))
     )
 
 
 def _experiment_of(event: LedgerEvent) -> str:
-    return event.name.rpartition("-")[0].removeprefix(_name_prefix(""))
+    return event.name.rpartition("-")[0].removeprefix(
+        _name_prefix(kind_of(event.resource_type), "")
+    )
 
 
 def is_running(run: RunFolder, name: str) -> bool:
@@ -170,4 +162,5 @@ def _process(run: RunFolder, event: LedgerEvent) -> ProcessId | None:
         noted = ProcessId(event.pid, event.process_created_at)
         if processes.running(noted):
             return noted
-    return processes.running_with([llamacpp_server.MODULE, str(_ready_path(run, event.name))])
+    arguments = [MODULES[event.resource_type], str(_ready_path(run, event.name))]
+    return processes.running_with(arguments)

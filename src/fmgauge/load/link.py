@@ -1,0 +1,159 @@
+"""What passes between a stage's worker and whoever started it: frames over a socket.
+
+Knows framing and what kinds of message there are; not what is in a row, nor what a worker does.
+"""
+
+from __future__ import annotations
+
+import marshal
+import pickle
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fmgauge.config import PlannedStage
+from fmgauge.records import ClientUse, Endpoint, Payload, Row
+
+_HEAD = struct.Struct("!IB")  # length of what follows, and its kind
+_ROWS, _MESSAGE = 0, 1
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StageTask:
+    """A stage as its workers are told of it; a key is named, never held."""
+
+    planned: PlannedStage
+    endpoint: Endpoint
+    payloads: Sequence[Payload]
+    seed: int
+    replication: int = 0
+    keep_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of a stage one worker has: part `index` of `count`."""
+
+    index: int
+    count: int
+
+    def share(self, whole: int) -> int:
+        """This part of `whole` things; all parts together are exactly the whole."""
+        return whole // self.count + (self.index < whole % self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """To a worker: prepare for this part of a stage."""
+
+    task: StageTask
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From a worker: its connections are open, it can begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """To every worker: the stage begins at this instant of the measuring clock."""
+
+    origin_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """From a worker, now and then: what it is doing."""
+
+    phase: str
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountedEnded:
+    """From a worker: all that it sent before the window's end has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To every worker: end what is in flight, and sum up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """From a worker, last: the facts of its part. Instants are seconds since the stage began."""
+
+    window_end_s: float
+    finished_at_s: float
+    client: ClientUse
+    held_back: int
+
+
+class Link(Protocol):
+    """A worker's side: whom it tells of itself, and who tells it when to begin and to stop."""
+
+    async def ready(self) -> float:
+        """Tell that all is prepared; wait for the start, and return its instant."""
+
+    def emit(self, rows: list[Row]) -> None:
+        """Give away the rows of requests that have ended."""
+
+    def status(self, phase: str, in_flight: int) -> None:
+        """Tell what is going on, for displays."""
+
+    async def counted_ended(self) -> None:
+        """Tell that nothing of warm-up and window is in flight; wait until all may stop."""
+
+
+def rows_frame(rows: list[Row]) -> bytes:
+    """Rows as one frame: marshal is the fastest there is for plain values."""
+    body = marshal.dumps(rows)
+    return _HEAD.pack(len(body), _ROWS) + body
+
+
+def message_frame(message: Any) -> bytes:
+    """A message as one frame."""
+    body = pickle.dumps(message)
+    return _HEAD.pack(len(body), _MESSAGE) + body
+
+
+class FrameReader:
+    """Takes frames from a socket as their bytes come."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+        self.ended = False
+
+    def read(self) -> list[Any]:
+        """The messages that are whole after one read: a list is rows, all else a message.
+
+        Blocks if the socket does and nothing is there; `ended` says that the other side is gone.
+        """
+        try:
+            data = self._connection.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        except ConnectionError:
+            data = b""
+        self.ended = not data
+        self._buffer += data
+        return self._whole()
+
+    def _whole(self) -> list[Any]:
+        """Take every frame that is whole out of the buffer."""
+        buffer, place, messages = self._buffer, 0, []
+        while len(buffer) - place >= _HEAD.size:
+            length, kind = _HEAD.unpack_from(buffer, place)
+            end = place + _HEAD.size + length
+            if end > len(buffer):
+                break
+            body = bytes(buffer[place + _HEAD.size : end])
+            messages.append(marshal.loads(body) if kind == _ROWS else pickle.loads(body))
+            place = end
+        del buffer[:place]
+        return messages

@@ -1,0 +1,234 @@
+"""Worker processes of this machine: started once, given one stage after the other, watched.
+
+Knows how workers are started, begin together and may die; not what they do in a stage.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol
+
+from fmgauge.config import PlannedStage
+from fmgauge.errors import StepError
+from fmgauge.load.link import (
+    Begin,
+    CountedEnded,
+    FrameReader,
+    Ready,
+    Run,
+    Shard,
+    StageTask,
+    Status,
+    Stop,
+    Summary,
+    message_frame,
+)
+from fmgauge.records import Row
+from fmgauge.transport import Clock
+
+BEGIN_AFTER_S = 0.02  # from the last worker's word that it is ready to the common start
+_BREATH_S = 0.005  # frames are left to gather for so long: each look costs processor time
+_END_WITHIN_S = 5.0
+_SOCKET_BYTES = 4 * 2**20
+_REASON_LINES = 6
+# What one worker does easily, by docs/performance.md.
+_PLACES_PER_WORKER = 256
+_RATE_PER_WORKER = 500
+
+
+class WorkerDied(StepError):
+    """A worker ended before its part of a stage was done."""
+
+
+@dataclass
+class Worker:
+    """One worker process, its socket, and where it is in the stage."""
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+    reader: FrameReader
+    said: IO[bytes]  # what it wrote to standard error
+    index: int = 0
+    state: type = Run
+    status: Status = field(default_factory=lambda: Status("warmup", 0))
+    summary: Summary | None = None
+
+    @classmethod
+    def start(cls) -> Worker:
+        """A new process, listening."""
+        ours, theirs = socket.socketpair()
+        said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fmgauge.load.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=said,
+                env={k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
+            )
+        return cls(process, ours, FrameReader(ours), said)
+
+    def tell(self, message: Any) -> None:
+        """Send a message; one that is gone shows when it is listened to."""
+        try:
+            self.connection.sendall(message_frame(message))
+        except ConnectionError:
+            self.reader.ended = True
+
+    def close(self) -> None:
+        """End the process if it has not ended."""
+        self.connection.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.said.close()
+
+    def why_dead(self) -> str:
+        """How the process ended, and the last lines that it wrote."""
+        code = self.process.wait(_END_WITHIN_S)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").splitlines()
+        tail = " | ".join([line.strip() for line in lines if line.strip()][-_REASON_LINES:])
+        return f"{how}: {tail}" if tail else how
+
+
+class OnRows(Protocol):
+    """Who takes the rows of a stage."""
+
+    def __call__(self, rows: Sequence[Row], *, worker: int, origin_s: float) -> object:
+        """Take rows of one worker; their instants count from `origin_s`."""
+
+
+class Workers:
+    """The workers of a run: as many processes as the largest of its stages can use."""
+
+    def __init__(self, count: int, clock: Clock) -> None:
+        self._clock = clock
+        self._workers = [Worker.start() for _ in range(count)]
+        self._active: list[Worker] = []
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    @property
+    def statuses(self) -> tuple[Status, ...]:
+        """What the workers of the running stage last said that they do."""
+        return tuple(worker.status for worker in self._active)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes' ids."""
+        return tuple(worker.process.pid for worker in self._workers)
+
+    def run(
+        self,
+        task: StageTask,
+        shards: int,
+        on_rows: OnRows,
+        *,
+        meanwhile: Callable[[float | None], None] = lambda _: None,
+        every_s: float = 0.5,
+    ) -> tuple[Summary, ...]:
+        """Run a stage split over the first `shards` workers; the summary of each.
+
+        `on_rows` gets the rows as they come. `meanwhile(elapsed_s)` is called now and then, with
+        None before the start. Raises WorkerDied as soon as a worker is gone, after its last rows
+        were given on.
+        """
+        self._active = self._workers[:shards]
+        self._on_rows, self._origin_s = on_rows, 0.0
+        self._meanwhile, self._every_s, self._shown_s = meanwhile, every_s, self._clock.now_s()
+        for index, worker in enumerate(self._active):
+            worker.index, worker.state, worker.summary = index, Run, None
+            worker.status = Status("warmup", 0)
+            worker.tell(Run(task, Shard(index, shards)))
+        self._until(Ready)
+        self._origin_s = self._clock.now_s() + BEGIN_AFTER_S
+        self._tell(Begin(self._origin_s))
+        self._until(CountedEnded)
+        self._tell(Stop())
+        self._until(Summary)
+        return tuple(worker.summary for worker in self._active if worker.summary is not None)
+
+    def _tell(self, message: Any) -> None:
+        for worker in self._active:
+            worker.tell(message)
+
+    def _until(self, state: type) -> None:
+        """Take what comes until every worker of the stage has said so much."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._active:
+                selector.register(worker.connection, selectors.EVENT_READ, worker)
+            while any(worker.state is not state for worker in self._active):
+                for key, _ in selector.select(self._every_s):
+                    self._listen(key.data)
+                self._show()
+                time.sleep(_BREATH_S)
+
+    def _listen(self, worker: Worker) -> None:
+        for message in worker.reader.read():
+            self._take(worker, message)
+        if worker.reader.ended:
+            raise WorkerDied(self._obituary(worker))
+
+    def _take(self, worker: Worker, message: Any) -> None:
+        if isinstance(message, list):
+            self._on_rows(message, worker=worker.index, origin_s=self._origin_s)
+        elif isinstance(message, Status):
+            worker.status = message
+        else:
+            worker.state = type(message)
+            worker.summary = message if isinstance(message, Summary) else None
+
+    def _show(self) -> None:
+        now_s = self._clock.now_s()
+        if now_s - self._shown_s >= self._every_s:
+            self._shown_s = now_s
+            self._meanwhile(now_s - self._origin_s if self._origin_s else None)
+
+    def _obituary(self, dead: Worker) -> str:
+        """Why a worker is gone; the rows that the others had finished are taken first."""
+        for worker in self._active:
+            if worker is not dead:
+                worker.process.kill()
+                while not worker.reader.ended:
+                    for message in worker.reader.read():
+                        self._take(worker, message)
+        return f"worker {dead.index + 1} of {len(self._active)} {dead.why_dead()}"
+
+
+def shards_of(planned: PlannedStage, workers: int | None) -> int:
+    """Over how many workers a stage is split: `workers`, but never more than have a request each.
+
+    Where the config names no number: one for each core but one, and no more than the load needs,
+    for the rest would only disturb a server on the same machine.
+    """
+    places = planned.concurrency or getattr(planned.load, "max_in_flight", None) or math.inf
+    if workers is not None:
+        return int(min(workers, places))
+    per_worker = _RATE_PER_WORKER if planned.concurrency is None else _PLACES_PER_WORKER
+    return int(min(spare_cores(), places, math.ceil(planned.level / per_worker)))
+
+
+def spare_cores() -> int:
+    """The cores that this process may use, but one; at least 1."""
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    return max(cores - 1, 1)

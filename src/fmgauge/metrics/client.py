@@ -1,0 +1,90 @@
+"""Whether the client held the load that was asked of it, and why not. Knows limits, no verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmgauge.metrics.columns import Value, ratio
+from fmgauge.metrics.requests import STATUSES, Requests
+from fmgauge.records import StageInfo
+
+if TYPE_CHECKING:
+    from fmgauge.config.model import Budgets
+
+# What a client may cost before a stage says so; docs/metrics.md gives the reasons. A send that is
+# late by less than a tenth of the time to first token that is allowed changes no verdict.
+MOST_SEND_DELAY_S = 0.010  # at the 99th percentile, or
+MOST_SEND_DELAY_OF_TTFT_LIMIT = 0.10  # of the tightest limit on TTFT, where that is more
+LATE_SHARE = 0.01  # of the requests: beyond the 99th percentile
+MOST_LOOP_LAG_S = 0.010  # at the 99th percentile
+MOST_CPU_SHARE = 0.9  # of one core
+LEAST_HELD = 0.99  # of a closed loop's concurrency, on average
+
+
+def client_columns(
+    info: StageInfo,
+    measured: Requests,
+    budgets: Budgets,
+    *,
+    mean_in_flight: float,
+    holds_level: bool,
+) -> dict[str, Value]:
+    """What the client had to do, whether its schedule was kept, and where it was the bottleneck."""
+    asked = (info.request_rate or math.nan) * (info.window_end_s - info.window_start_s)
+    use = info.client
+    reasons = [*_late_sends(info, measured, _most_send_delay_s(budgets)), *_overload(info)]
+    unreachable = measured.status == STATUSES.index("connection_error")
+    if holds_level and not unreachable.any():  # such a request leaves its place empty for a while
+        reasons += _slack(info, mean_in_flight)
+    return {
+        "achieved_rate_ratio": ratio(len(measured), asked),
+        "held_back": info.held_back,
+        "client_cpu_share": use.cpu_share if use else math.nan,
+        "loop_lag_s_p99": use.loop_lag_p99_s if use else math.nan,
+        "loop_lag_s_max": use.loop_lag_max_s if use else math.nan,
+        "client_limited": "; ".join(reasons),
+    }
+
+
+def _most_send_delay_s(budgets: Budgets) -> float:
+    limits = budgets.ttft_s.model_dump().values() if budgets.ttft_s else ()
+    tightest = min((limit for limit in limits if limit is not None), default=0.0)
+    return max(MOST_SEND_DELAY_S, MOST_SEND_DELAY_OF_TTFT_LIMIT * tightest)
+
+
+def _late_sends(info: StageInfo, measured: Requests, most_s: float) -> Iterator[str]:
+    """Whether more than one in a hundred was late, which says what a 99th percentile would."""
+    late = measured.send_delay_s > most_s
+    n_late, n = int(late.sum()), int(np.isfinite(measured.sent_s).sum())
+    if n_late - info.held_back <= LATE_SHARE * n:  # a limit in flight was asked for
+        return
+    n_connecting = int((late & (measured.connected_s > measured.intended_s)).sum())
+    causes = [f"{n_connecting} of them waited for a connection"] if n_connecting else []
+    if info.held_back:
+        causes.append(f"{info.held_back} waited because max_in_flight was reached")
+    because = f" ({', '.join(causes)})" if causes else ""
+    yield f"{n_late} of {n} requests were sent more than {_milliseconds(most_s)} late{because}"
+
+
+def _overload(info: StageInfo) -> Iterator[str]:
+    if info.client is None:
+        return
+    lag_s, cpu_share = info.client.loop_lag_p99_s, info.client.cpu_share
+    if lag_s > MOST_LOOP_LAG_S:
+        yield f"the client's event loop was late by {_milliseconds(lag_s)} at the 99th percentile"
+    if cpu_share > MOST_CPU_SHARE:
+        yield f"the client used {100 * cpu_share:.0f} % of a core"
+
+
+def _slack(info: StageInfo, mean_in_flight: float) -> Iterator[str]:
+    if info.concurrency is not None and mean_in_flight < LEAST_HELD * info.concurrency:
+        on_average = f"{mean_in_flight:.4g} requests were in flight on average"
+        yield f"{on_average} instead of {info.concurrency}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"

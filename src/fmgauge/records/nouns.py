@@ -1,0 +1,139 @@
+"""The nouns: payload, endpoint, stage, request record. Knows no files, nor how any was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Phase = Literal["warmup", "measured", "drain"]
+Status = Literal[
+    "ok",
+    "throttled",
+    "http_error",
+    "timeout",
+    "connection_error",
+    "stream_error",
+    "truncated",
+    "empty",
+    "cancelled",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One thing to send: a prompt or a list of messages, and the output length to ask for."""
+
+    payload_id: str
+    prompt: str | None
+    messages: list[dict[str, Any]] | None
+    prompt_tokens: int
+    max_output_tokens: int
+    salt: str | None = None  # digits at the start of the prompt, drawn anew for every sending
+    reserved: bool = False  # kept for warm-up and drain, never measured
+    session_id: str | None = None
+    intended_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where one experiment's model answers, what it runs on, and whether this run owns it."""
+
+    experiment: str
+    kind: str
+    state: Literal["ready", "failed"]
+    base_url: str | None
+    model: str
+    instance_type: str | None
+    instance_count: int
+    owned: bool
+    error: str | None = None
+    api: Literal["chat", "completions", "responses"] = "chat"
+    api_key_env: str | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    created_at: str | None = None
+    first_answer_s: float | None = None
+    resource: str | None = None  # the ledger's name for what this run created
+
+
+@dataclass(frozen=True, slots=True)
+class StageKey:
+    """Which stage: one load level of one workload against one experiment."""
+
+    experiment: str
+    workload: str
+    stage: str
+
+    def __str__(self) -> str:
+        return f"{self.experiment}/{self.workload}/{self.stage}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientUse:
+    """What the client's own process had to do in a stage; of several workers, the worst of each."""
+
+    cpu_share: float  # of one core, over the window
+    loop_lag_p99_s: float  # by how much the event loop was late for a timer
+    loop_lag_max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageInfo:
+    """What was true of a whole stage. Instants are seconds since the stage began."""
+
+    experiment: str
+    workload: str
+    stage: str
+    kind: str
+    concurrency: int | None  # None in open loop
+    started_at: str  # wall clock, UTC, ISO 8601
+    window_start_s: float
+    window_end_s: float
+    finished_at_s: float
+    replication: int
+    seed: int
+    request_rate: float | None = None  # mean arrivals per second asked for; None in closed loop
+    arrivals: str | None = None
+    workers: int = 1
+    client: ClientUse | None = None
+    held_back: int = 0  # requests that waited because max_in_flight was reached
+
+    @property
+    def key(self) -> StageKey:
+        """The stage's experiment, workload and name."""
+        return StageKey(self.experiment, self.workload, self.stage)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What happened to one request. Instants: seconds since its stage began, by one clock."""
+
+    request_id: str
+    experiment: str
+    workload: str
+    stage: str
+    replication: int
+    phase: Phase
+    payload_id: str
+    session_id: str | None
+    worker: int
+    intended_at_s: float
+    connected_at_s: float | None
+    sent_at_s: float | None
+    first_byte_at_s: float | None
+    token_at_s: Sequence[float]
+    chunk_tokens: Sequence[int] | None
+    first_content_at_s: float | None
+    finished_at_s: float
+    prompt_tokens: int | None
+    output_tokens: int | None
+    reasoning_tokens: int | None
+    cached_tokens: int | None
+    token_source: Literal["server", "tokenizer"]
+    status: Status
+    http_status: int | None
+    error: str | None
+    finish_reason: str | None
+    server_latency_s: float | None
+    connection_reused: bool
+    response_text: str | None = None

@@ -1,0 +1,303 @@
+"""How a run's figures came about, in computed sentences: load, definitions, prompts, tokens.
+
+Knows what a reader has to know before trusting a figure; not what the figures say of candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fmgauge.config.model import ClosedLoop, Load, OpenLoop
+from fmgauge.metrics import PERCENTILES
+from fmgauge.report import wording
+from fmgauge.report.escaping import Markdown, code, joined, sentences
+from fmgauge.report.load_levels import CLOSED, OPEN, kinds_of, labels_of
+from fmgauge.report.material import Material, Row, cut_off
+from fmgauge.statistics import samples_needed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_HELD = 0.95  # of the asked concurrency in flight on average, below which the load was not held
+_LOOPS = {
+    CLOSED: "closed loop: as soon as one answer ends, the next request starts",
+    OPEN: "open loop: requests are sent at instants that were settled beforehand, however slow "
+    "the answers are",
+}
+
+
+def how_measured(material: Material) -> list[Markdown]:
+    """How the figures came about, one item each."""
+    return [
+        _window(material),
+        *_client_limits(material.metrics),
+        *_held_back(material.metrics),
+        _definitions(material.metrics),
+        _percentiles(),
+        *_prompts(material),
+        _token_counts(material),
+    ]
+
+
+# --- the load asked for -------------------------------------------------------------------------
+
+
+def load_shapes(material: Material) -> list[str]:
+    """Each different load that the config asks for, in words."""
+    loads = [load for experiment in material.experiments for load in experiment.load]
+    return [
+        f"{_closed(load) if isinstance(load, ClosedLoop) else _open(load)}, {_measured(load)} "
+        f"after {wording.limit(load.warmup_s)} s of warm-up"
+        for load in dict.fromkeys(loads)
+    ]
+
+
+def _closed(load: ClosedLoop) -> str:
+    if not load.think_time_s:
+        return f"closed loop with {joined(load.concurrency)} in flight"
+    think = f"who think for {wording.limit(load.think_time_s)} s between answer and question"
+    return f"closed loop with {joined(load.concurrency)} users {think}"
+
+
+def _open(load: OpenLoop) -> str:
+    arrivals = {
+        "constant": "evenly spaced arrivals",
+        "poisson": "Poisson arrivals",
+        "gamma": f"gamma-distributed gaps of shape {wording.limit(load.burstiness or 1)}",
+        "ramp": "Poisson arrivals",
+    }[load.arrivals]
+    rates = f"{joined(wording.limit(rate) for rate in load.request_rate)} requests/s"
+    if load.ramp_to_rate is not None:
+        rates = f"from {rates} to {wording.limit(load.ramp_to_rate)} over the window"
+    else:
+        rates = f"at {rates}"
+    cap = f", {load.max_in_flight} in flight at most" if load.max_in_flight else ""
+    return f"open loop with {arrivals} {rates}{cap}"
+
+
+def _measured(load: Load) -> str:
+    """When the window ends, in words."""
+    count = wording.plural(load.requests, "request") if load.requests else ""
+    if load.duration_s is None:
+        return f"{count} measured"
+    time = f"{wording.limit(load.duration_s)} s measured"
+    return f"{time}, or {count} where they come first," if count else time
+
+
+# --- the load that came about -------------------------------------------------------------------
+
+
+def _window(material: Material) -> Markdown:
+    phases = material.requests["phase"].value_counts()
+    counts = [f"{phases.get(phase, 0):,}" for phase in ("warmup", "measured", "drain")]
+    n_cut_off = int(cut_off(material.requests).sum())
+    ended = f"; {n_cut_off:,} of the drain requests were cut off when their stage ended"
+    sent = Markdown(
+        "Load runs before, through and after the window; {} warm-up, {} measured and {} drain "
+        "requests were sent{}."
+    ).fill(*counts, ended if n_cut_off else "")
+    return sentences(
+        _loops(material.metrics),
+        sent,
+        _kept_in_flight(material),
+        _load_not_held(material),
+        _kept_schedule(material.metrics),
+    )
+
+
+def _loops(metrics: pd.DataFrame) -> str:
+    kinds = kinds_of(metrics)
+    if len(kinds) == 1:
+        article = {CLOSED: "a", OPEN: "an"}[kinds[0]]
+        return f"Each stage is {article} {_LOOPS[kinds[0]]}."
+    counts = metrics["kind"].value_counts()
+    return " ".join(f"{wording.plural(counts[k], 'stage')} in {_LOOPS[k]}." for k in kinds)
+
+
+def _without_pauses(material: Material) -> pd.DataFrame:
+    """The metrics of closed-loop stages whose users do not pause: these hold their concurrency."""
+    thinking = {
+        (experiment.name, level)
+        for experiment in material.experiments
+        for load in experiment.load
+        if isinstance(load, ClosedLoop) and load.think_time_s
+        for level in load.concurrency
+    }
+    closed = material.metrics[material.metrics["kind"] == CLOSED]
+    stages = zip(closed.index, closed["experiment_name"], closed["concurrency"], strict=True)
+    return closed.loc[[index for index, *stage in stages if tuple(stage) not in thinking]]
+
+
+def _kept_in_flight(material: Material) -> str:
+    closed = _without_pauses(material)
+    kept = (closed["mean_in_flight"] / closed["concurrency"].astype("float64")).dropna()
+    if kept.empty:
+        measured = material.metrics["mean_in_flight"].notna().any()
+        return "" if measured else "No window was measured."
+    low, high = wording.percent(kept.min()), wording.percent(kept.max())
+    span = low if low == high else f"{low} to {high}"
+    return f"Over the windows, {span} of the asked number were in flight on average."
+
+
+def _load_not_held(material: Material) -> Markdown:
+    """The stages in which clearly less was in flight than asked; nothing where there are none."""
+    closed = _without_pauses(material)
+    slack = closed[closed["mean_in_flight"] < _HELD * closed["concurrency"].astype("float64")]
+    if slack.empty:
+        return Markdown("")
+    return Markdown(
+        "Less than {} of it was in flight for {}: there the client or the endpoint's connections "
+        "did not keep the load up, and the figures are those of a lower load."
+    ).fill(wording.percent(_HELD), _stages(slack))
+
+
+def _kept_schedule(metrics: pd.DataFrame) -> str:
+    """How late the requests of open-loop stages were sent, in the worst of them.
+
+    Stages whose cap on requests in flight was reached are told apart: there it was the cap.
+    """
+    free = metrics[(metrics["kind"] == OPEN) & (metrics["held_back"] == 0)]
+    delays = free[["send_delay_s_p99", "send_delay_s_mean"]].max()
+    for statistic, words in (("p99", "at the 99th percentile"), ("mean", "on average")):
+        delay_s = float(delays[f"send_delay_s_{statistic}"])
+        if delay_s == delay_s:
+            late = f"{wording.milliseconds(delay_s)} ms {words}"
+            return f"In open loop, requests were sent late by {late} in the worst stage."
+    return ""
+
+
+def _stages(metrics: pd.DataFrame) -> Markdown:
+    """Stages by name: each experiment and dataset once, with its load levels."""
+    groups = metrics.groupby(["experiment_name", "workload"], sort=False)
+    return joined(
+        (
+            Markdown("{} on {} at {}").fill(code(name), code(workload), labels_of(one))
+            for (name, workload), one in groups
+        ),
+        "; and ",
+    )
+
+
+# --- what limits the figures --------------------------------------------------------------------
+
+
+def stage_notes(row: Row) -> str:
+    """What a reader of one stage's figures has to know; nothing of most stages."""
+    notes = []
+    if row["client_limited"]:
+        notes.append(f"the client was the bottleneck: {row['client_limited']}")
+    if row["held_back"] > 0:
+        notes.append(f"{row['held_back']:,} held back by max_in_flight")
+    return "; ".join(notes)
+
+
+def _client_limits(metrics: pd.DataFrame) -> Iterator[Markdown]:
+    """The stages whose client was the bottleneck; why, the table of all stages says of each."""
+    limited = metrics[metrics["client_limited"] != ""]
+    if len(limited):
+        yield Markdown(
+            "**The client was the bottleneck** for {}, for the reasons noted in the table of all "
+            "stages: these figures are partly those of the machine that sent the load. Distrust "
+            "them."
+        ).fill(_stages(limited))
+
+
+def _held_back(metrics: pd.DataFrame) -> Iterator[Markdown]:
+    """The stages whose cap on requests in flight was reached."""
+    held = metrics[metrics["held_back"] > 0]
+    if len(held):
+        n = int(held["held_back"].sum())
+        verb = "was" if n == 1 else "were"
+        yield Markdown(
+            "{} {} held back because max_in_flight was reached, for {}: the wait is part of "
+            "their latency."
+        ).fill(wording.plural(n, "request"), verb, _stages(held))
+
+
+# --- definitions --------------------------------------------------------------------------------
+
+
+def _definitions(metrics: pd.DataFrame) -> Markdown:
+    kinds = set(kinds_of(metrics))
+    sent = "Latency runs from the instant a request was sent to its last token, TTFT to its first"
+    due = "from the instant at which it was to be sent"
+    begins = f"{sent}; in open loop both run {due}" if OPEN in kinds else sent
+    if kinds == {OPEN}:
+        begins = f"Latency runs {due} to the request's last token, TTFT to its first"
+    return Markdown(
+        "{}; TPOT is the time per token after the first. Rates count what happened inside the "
+        "window. A transaction is one successful request; an hourly price is divided by the rate "
+        "that the stage reached."
+    ).fill(begins)
+
+
+def _percentiles() -> Markdown:
+    needs = joined(f"{name} {samples_needed(p)}" for name, p in PERCENTILES.items())
+    return Markdown(
+        "Means are over successful requests. Percentiles are over all of them, a failed one "
+        "counting as infinitely slow, and are n/a below the number of requests that carries "
+        "them ({}). What stands in brackets after a mean is a within-run 95 % interval: "
+        "optimistic, for the requests of one run are not independent."
+    ).fill(needs)
+
+
+# --- prompts and tokens -------------------------------------------------------------------------
+
+
+def _prompts(material: Material) -> Iterator[Markdown]:
+    for workload in material.config.workloads:
+        facts = material.workloads[workload.name]
+        dropped = [f"{n:,} by {name}" for name, n in facts["rows_dropped"].items() if n]
+        notes = "".join(f" {note}." for note in facts["notes"])
+        yield Markdown(
+            "Dataset {}: {} of {} to {} tokens (mean {}) from {} of {}{}; {} kept for warm-up "
+            "and drain. {}{}"
+        ).fill(
+            code(workload.name),
+            wording.plural(facts["prompts"], "prompt"),
+            facts["prompt_tokens_min"],
+            facts["prompt_tokens_max"],
+            wording.whole(facts["prompt_tokens_mean"]),
+            wording.plural(facts["rows_read"], "row"),
+            joined(map(code, facts["datasets"])),
+            f", dropped: {', '.join(dropped)}" if dropped else "",
+            facts["prompts_reserved"],
+            _salt(workload.salt, _cached_share(material.requests, workload.name)),
+            notes,
+        )
+
+
+def _cached_share(requests: pd.DataFrame, workload: str) -> float:
+    """The share of a workload's prompt tokens that servers say they took from a cache."""
+    told = requests[(requests["workload"] == workload) & (requests["cached_tokens"] > 0)]
+    everything = requests.loc[requests["workload"] == workload, "prompt_tokens"].sum()
+    return float(told["cached_tokens"].sum() / everything) if len(told) else 0.0
+
+
+def _salt(salted: bool, cached: float) -> str:
+    """Whether a prompt cache could answer, and whether one did by the server's own account."""
+    own = "Every sending began with digits of its own"
+    if cached > 0:
+        sent = f"{own}, yet" if salted else "Prompts are sent as they are, and"
+        return f"{sent} {wording.percent(cached)} of the prompt tokens came from a server's cache."
+    if salted:
+        return f"{own}, so that no prompt cache could answer."
+    return "Prompts are sent as they are: a prompt cache may have answered."
+
+
+def _token_counts(material: Material) -> Markdown:
+    labels = dict.fromkeys(
+        f"{facts['tokenizer']}{' (approximate)' if facts['approximate'] else ''}"
+        for facts in material.workloads.values()
+    )
+    served = sorted(set(material.metrics["token_source"]) - {"none"})
+    whose = {
+        "server": "as the server reported them",
+        "tokenizer": "counted with that tokenizer",
+    }.get("+".join(served), "as the server reported them, or counted with that tokenizer")
+    if not served:
+        whose = "not known, for nothing was served"
+    return Markdown("Prompts were chosen by tokens of {}. The tokens served are {}.").fill(
+        joined(labels), whose
+    )

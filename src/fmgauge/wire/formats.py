@@ -1,0 +1,44 @@
+"""Which format an endpoint speaks. Knows the formats by name; not what is in them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fmgauge.records import Endpoint, Payload
+from fmgauge.wire import openai_chat, openai_completions, openai_responses
+from fmgauge.wire.decoding import Decoder
+from fmgauge.wire.requests import Body, RequestTemplate, template
+
+
+class Format(NamedTuple):
+    """Where a format's requests go, what they hold, and what reads the answers."""
+
+    path: str
+    body: Body
+    decoder: type[Decoder]
+
+
+_FORMATS = {
+    "chat": Format("chat/completions", openai_chat.body, openai_chat.ChatDecoder),
+    "completions": Format(
+        "completions", openai_completions.body, openai_completions.CompletionsDecoder
+    ),
+    "responses": Format("responses", openai_responses.body, openai_responses.ResponsesDecoder),
+}
+
+
+def request_template(
+    endpoint: Endpoint, payload: Payload, *, api_key: str | None = None
+) -> RequestTemplate:
+    """Everything of a request for a streamed answer that all sendings of a payload share.
+
+    The endpoint's `extra_body` is merged last, so it wins over every field. Raises StepError for a
+    payload that the endpoint's API cannot carry.
+    """
+    form = _FORMATS[endpoint.api]
+    return template(endpoint, payload, path=form.path, body=form.body, api_key=api_key)
+
+
+def new_decoder(endpoint: Endpoint) -> Decoder:
+    """A decoder for one answer of the endpoint."""
+    return _FORMATS[endpoint.api].decoder()

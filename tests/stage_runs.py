@@ -1,0 +1,117 @@
+"""Stages run in this process, without workers: what tests of the load have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fmgauge.config import PlannedStage
+from fmgauge.load.link import Shard, StageTask, Summary
+from fmgauge.load.worker import run_shard
+from fmgauge.records import Endpoint, Payload, RequestRecord, Row, record_of
+from fmgauge.transport import RealClock, run_event_loop
+from fmgauge.workloads import salt_from
+
+SALT = salt_from("as prepared")
+
+
+def payloads(measured: int = 4, reserved: int = 2) -> list[Payload]:
+    """Salted prompts, of which some are kept for warm-up."""
+    names = [f"measured-{n}" for n in range(measured)] + [f"reserved-{n}" for n in range(reserved)]
+    return [
+        Payload(name, f"{SALT} {name}", None, 7, 16, salt=SALT, reserved=name.startswith("r"))
+        for name in names
+    ]
+
+
+def endpoint(experiment: str, base_url: str, **changes: Any) -> Endpoint:
+    """A ready endpoint."""
+    return Endpoint(experiment, "openai", "ready", base_url, "tiny", None, 1, False, **changes)
+
+
+@dataclass
+class LocalLink:
+    """The link of parts of a stage that all run on one loop of this process."""
+
+    n_parts: int = 1
+    rows: list[Row] = field(default_factory=list)
+    statuses: list[tuple[str, int]] = field(default_factory=list)
+    origin_s: float = 0.0
+    n_ready: int = 0
+    n_ended: int = 0
+
+    def __post_init__(self) -> None:
+        self.all_ready, self.all_ended = asyncio.Event(), asyncio.Event()
+
+    async def ready(self) -> float:
+        """Wait for the others; the start is when the last of them is ready."""
+        self.n_ready += 1
+        if self.n_ready == self.n_parts:
+            self.origin_s = RealClock.now_s()
+            self.all_ready.set()
+        await self.all_ready.wait()
+        return self.origin_s
+
+    def emit(self, rows: list[Row]) -> None:
+        """Keep rows."""
+        self.rows += rows
+
+    def status(self, phase: str, in_flight: int) -> None:
+        """Keep what was told."""
+        self.statuses.append((phase, in_flight))
+
+    async def counted_ended(self) -> None:
+        """Wait for the others."""
+        self.n_ended += 1
+        if self.n_ended == self.n_parts:
+            self.all_ended.set()
+        await self.all_ended.wait()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage left: each part's summary, and all records in the order of their ends."""
+
+    planned: PlannedStage
+    parts: tuple[Summary, ...]
+    records: list[RequestRecord]
+    origin_s: float  # the stage's start on the measuring clock
+
+    @property
+    def measured(self) -> list[RequestRecord]:
+        """The records of the window."""
+        return [record for record in self.records if record.phase == "measured"]
+
+    @property
+    def window_s(self) -> tuple[float, float]:
+        """Where the window began and ended."""
+        return self.planned.load.warmup_s, max(part.window_end_s for part in self.parts)
+
+    @property
+    def finished_at_s(self) -> float:
+        """When the last part was over."""
+        return max(part.finished_at_s for part in self.parts)
+
+
+def run_stage(
+    planned: PlannedStage,
+    at: Endpoint,
+    *,
+    prompts: Sequence[Payload] | None = None,
+    parts: int = 1,
+    seed: int = 7,
+) -> Outcome:
+    """Run a stage in `parts` parts side by side."""
+    task = StageTask(planned, at, payloads() if prompts is None else prompts, seed)
+    return run_event_loop(_run(task, parts))
+
+
+async def _run(task: StageTask, parts: int) -> Outcome:
+    link = LocalLink(parts)
+    shards = [run_shard(task, Shard(n, parts), link, RealClock()) for n in range(parts)]
+    summaries = await asyncio.gather(*shards)
+    key = task.planned.key
+    records = [record_of(row, key=key, origin_s=link.origin_s) for row in link.rows]
+    return Outcome(task.planned, tuple(summaries), records, link.origin_s)

@@ -1,0 +1,185 @@
+"""Worker processes: an exact split, one common start, and what is left when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psutil
+import pytest
+
+from fmgauge.config import PlannedStage
+from fmgauge.config.model import ClosedLoop, Experiment, Model, OpenaiEndpoint, PythonDocsSource
+from fmgauge.config.model import Workload as WorkloadConfig
+from fmgauge.load.link import Shard, StageTask, Summary
+from fmgauge.load.workers import WorkerDied, Workers, shards_of
+from fmgauge.records import ROW_FIELDS, Row
+from fmgauge.transport import RealClock
+from scripted_server import Peer, Request, ScriptedServer, answer
+from stage_runs import endpoint, payloads
+
+ID, PHASE, INTENDED, STATUS = map(
+    ROW_FIELDS.index, ("request_id", "phase", "intended_at_s", "status")
+)
+
+
+def planned(base_url: str, concurrency: int = 4, **load: Any) -> PlannedStage:
+    """A closed-loop stage."""
+    settings = {"warmup_s": 0.1, "duration_s": 0.5, "ramp_up_s": 0.0} | load
+    loop = ClosedLoop(kind="closed_loop", concurrency=(concurrency,), **settings)
+    experiment = Experiment(
+        name="one",
+        model=Model(name="tiny"),
+        endpoint=OpenaiEndpoint(kind="openai", base_url=base_url),
+        workloads=("short",),
+        load=(loop,),
+    )
+    workload = WorkloadConfig(name="short", source=PythonDocsSource(kind="python_docs"))
+    return PlannedStage(experiment, workload, loop, concurrency)
+
+
+def task(base_url: str, **load: Any) -> StageTask:
+    """A closed-loop stage as workers are told of it."""
+    return StageTask(planned(base_url, **load), endpoint("one", base_url), payloads(), 7)
+
+
+class Kept:
+    """What the workers of a stage gave, by worker."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.workers: list[int] = []
+        self.origins: set[float] = set()
+
+    def take(self, rows: Sequence[Row], *, worker: int, origin_s: float) -> None:
+        """Keep rows."""
+        self.rows += rows
+        self.workers += [worker] * len(rows)
+        self.origins.add(origin_s)
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[Workers]:
+    """Two workers that run the stages of this module one after the other."""
+    with Workers(2, RealClock()) as workers:
+        yield workers
+
+
+def test_shares_add_up_to_the_whole() -> None:
+    """However it is split, the parts' places are exactly the stage's."""
+    splits = [[Shard(n, count).share(10) for n in range(count)] for count in range(1, 8)]
+
+    assert [sum(split) for split in splits] == [10] * 7
+    assert all(max(split) - min(split) <= 1 for split in splits)
+
+
+def test_concurrency_is_exact_over_two_workers(two_workers: Workers) -> None:
+    """Under heavy-tailed service times the server counts the asked concurrency, never more."""
+    rng = random.Random(7)
+
+    async def script(request: Request, peer: Peer) -> None:
+        await asyncio.sleep(min(rng.lognormvariate(-6.0, 1.5), 0.2))
+        await answer(request, peer)
+
+    kept = Kept()
+    with ScriptedServer(script) as server:
+        two_workers.run(task(server.base_url, concurrency=5), 2, kept.take)
+
+    assert max(server.in_flight_at_arrival) == 5
+    assert set(kept.workers) == {0, 1}
+
+
+def test_every_request_becomes_one_row(two_workers: Workers) -> None:
+    """The ids in the rows are the ids that the server saw, each once."""
+    kept = Kept()
+    with ScriptedServer(answer) as server:
+        two_workers.run(task(server.base_url), 2, kept.take)
+
+    seen = Counter(request.headers["x-request-id"] for request in server.requests)
+    assert Counter(row[ID] for row in kept.rows) == seen
+    assert set(seen.values()) == {1}
+
+
+def test_workers_begin_at_one_instant(two_workers: Workers) -> None:
+    """Without a ramp-up every place of every worker is due at the same instant: the start."""
+    kept = Kept()
+    with ScriptedServer(answer) as server:
+        two_workers.run(task(server.base_url), 2, kept.take)
+
+    (origin_s,) = kept.origins
+    first = sorted(row[INTENDED] for row in kept.rows)[:4]
+    assert first == [origin_s] * 4
+
+
+def test_count_is_shared_exactly(two_workers: Workers) -> None:
+    """A stage that ends by count measures exactly so many requests, over all workers."""
+    kept = Kept()
+    with ScriptedServer(answer) as server:
+        stage = task(server.base_url, duration_s=None, requests=25)
+        summaries = two_workers.run(stage, 2, kept.take)
+
+    assert sum(row[PHASE] == "measured" for row in kept.rows) == 25
+    assert all(isinstance(part, Summary) for part in summaries)
+
+
+def test_workers_report_what_they_cost(two_workers: Workers) -> None:
+    """Each part tells its processor share and its loop's lag, so that a slow client shows."""
+    with ScriptedServer(answer) as server:
+        summaries = two_workers.run(task(server.base_url), 2, Kept().take)
+
+    for part in summaries:
+        assert 0 < part.client.cpu_share <= 1.5
+        assert 0 <= part.client.loop_lag_p99_s <= part.client.loop_lag_max_s
+
+
+def test_killed_worker_fails_the_stage_and_loses_no_finished_record() -> None:
+    """The reason names the signal; what the server had answered long before is in the rows."""
+    answered: list[str] = []
+    kept = Kept()
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 300:
+            os.kill(workers.pids[1], signal.SIGKILL)
+        await answer(request, peer)
+        answered.append(request.headers["x-request-id"])
+
+    with ScriptedServer(script) as server, Workers(2, RealClock()) as workers:
+        stage = task(server.base_url, duration_s=60.0)
+        with pytest.raises(WorkerDied, match=r"worker 2 of 2 was killed by SIGKILL"):
+            workers.run(stage, 2, kept.take)
+
+    rows = {row[ID] for row in kept.rows}
+    assert set(answered[:280]) <= rows  # of the last few the answer may still have been on its way
+
+
+def test_worker_that_fails_tells_why() -> None:
+    """An error in a worker's program ends the stage with that error's own words."""
+    with Workers(1, RealClock()) as workers:
+        stage = StageTask(
+            planned("http://127.0.0.1:1/v1"), endpoint("one", "http://127.0.0.1:1/v1"), [], 7
+        )
+        with pytest.raises(WorkerDied, match="has no prompts kept for warm-up"):
+            workers.run(stage, 1, Kept().take)
+
+
+def test_closed_workers_are_gone() -> None:
+    """Leaving the block ends the processes, whatever they were doing."""
+    with Workers(2, RealClock()) as workers:
+        pids = workers.pids
+
+    assert [psutil.pid_exists(pid) for pid in pids] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "workers", "shards"), [(1, 4, 1), (3, 4, 3), (64, 4, 4), (64, 1, 1)]
+)
+def test_stage_is_split_over_no_more_workers_than_places(
+    concurrency: int, workers: int, shards: int
+) -> None:
+    """A worker without a place would be idle."""
+    assert shards_of(planned("http://127.0.0.1:1/v1", concurrency), workers) == shards
