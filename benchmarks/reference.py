@@ -63,7 +63,8 @@ class ReferenceServer:
 
     def __init__(self, folder: Path, options: Mapping[str, float | bool]) -> None:
         self._truth_path = folder / "truth.csv"
-        command = [str(build("reference_server", cache_folder())), "--truth", str(self._truth_path)]
+        program = build("reference_server", cache_folder())
+        command = [str(program), "--never-sleep", "--truth", str(self._truth_path)]
         for name, value in options.items():
             command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
         self._command = pinned(SERVER_CORE, command)

@@ -51,7 +51,7 @@ struct options {
     int port;
     int64_t ttft_ns, itl_ns, spin_ns;
     long tokens, max_tokens, max_requests;
-    bool together, role, headers_first, separate_finish, tokens_from_body, token_times;
+    bool never_sleep, together, role, headers_first, separate_finish, tokens_from_body, token_times;
     const char *truth;
 };
 
@@ -613,12 +613,13 @@ static void connection_event(int fd, uint32_t events, int64_t seen_ns) {
 
 /* ---- the loop ---- */
 
-/* Sleep until a little before the next token is due; the rest is spun away, for the sake of precision. */
+/* Sleep until a little before the next token is due; the rest is spun away, for the sake of precision. With
+ * --never-sleep all is: to wake a sleeping core costs a client on a virtual machine up to 20 us of its own time. */
 static int wait_for_events(struct epoll_event *events, int64_t *seen_ns) {
     struct connection *next = earliest();
     int64_t began_ns = now_ns();
-    struct timespec timeout = {0, 0}, *limit = next ? &timeout : NULL;
-    if (next) {
+    struct timespec timeout = {0, 0}, *limit = next || opt.never_sleep ? &timeout : NULL;
+    if (next && !opt.never_sleep) {
         int64_t left = next->due_ns - began_ns - opt.spin_ns;
         if (left > 0) timeout = (struct timespec){left / 1000000000, left % 1000000000};
     }
@@ -730,6 +731,7 @@ static const char usage[] =
     "  --truth FILE         where the ground truth goes (CSV)\n"
     "  --token-times        note every token's time too (FILE.tokens: 64-bit integers, ns)\n"
     "  --max-requests N     how many can be remembered (default 4000000)\n"
+    "  --never-sleep        spin all the time: no client pays for waking this core\n"
     "  --spin-us N          spin through the last N us before a token is due (default 60)\n";
 
 static int64_t milliseconds(const char *text) { return (int64_t)(strtod(text, NULL) * 1e6); }
@@ -750,13 +752,14 @@ static void set_option(int key, const char *value) {
 }
 
 static void read_options(int argc, char **argv) {
-    int together = 0, role_chunk = 0, early = 0, separate = 0, from_body = 0, times = 0, key;
+    int never_sleep = 0, together = 0, role_chunk = 0, early = 0, separate = 0, from_body = 0, times = 0, key;
     const struct option known[] = {{"port", 1, NULL, 'p'}, {"ttft-ms", 1, NULL, 't'}, {"itl-ms", 1, NULL, 'i'},
         {"tokens", 1, NULL, 'n'}, {"max-tokens", 1, NULL, 'm'}, {"max-requests", 1, NULL, 'r'},
-        {"spin-us", 1, NULL, 's'}, {"truth", 1, NULL, 'f'}, {"together", 0, &together, 1}, {"role", 0, &role_chunk, 1},
+        {"spin-us", 1, NULL, 's'}, {"truth", 1, NULL, 'f'}, {"together", 0, &together, 1}, {"never-sleep", 0, &never_sleep, 1}, {"role", 0, &role_chunk, 1},
         {"headers-first", 0, &early, 1}, {"separate-finish", 0, &separate, 1},
         {"tokens-from-body", 0, &from_body, 1}, {"token-times", 0, &times, 1}, {"help", 0, NULL, 'h'}, {0, 0, 0, 0}};
     while ((key = getopt_long(argc, argv, "", known, NULL)) != -1) set_option(key, optarg);
+    opt.never_sleep = never_sleep;
     opt.together = together;
     opt.role = role_chunk;
     opt.headers_first = early;

@@ -279,7 +279,8 @@ def test_server_says_which_model_it_cannot_serve(
         path.write_bytes(content)
     server = started(model=path)
     until(lambda: server.ended, deadline_s=15)
-    assert str(path) in server.log.splitlines()[-1]
+    last = server.log.splitlines()[-3:]  # the engine's own threads may have the last word
+    assert any(str(path) in line for line in last)
     assert "Traceback" not in server.log
 
 

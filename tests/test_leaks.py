@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,19 @@ def test_no_connection_is_left_at_the_server(left: Left) -> None:
 # --- what is cancelled while it is being made ----------------------------------------------------
 
 
+async def failed_after(turns: int, port: int) -> None:
+    """Send on a connection to be made, fail that after so many turns, and close at once."""
+    client = Client(origin_of(f"http://127.0.0.1:{port}"), RealClock())
+    exchange = Exchange(b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+    client.send(exchange)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if exchange in client.in_flight:
+        client.fail(exchange, "cancelled", "the stage was over")
+    async with asyncio.timeout(10):
+        await client.close()
+
+
 async def closed_after(turns: int, port: int) -> None:
     """Begin to connect, cancel that after so many turns of the loop, and close the client."""
     client = Client(origin_of(f"http://127.0.0.1:{port}"), RealClock())
@@ -161,7 +174,10 @@ async def closed_after(turns: int, port: int) -> None:
         await client.close()
 
 
-def test_connection_cancelled_in_any_turn_of_its_making_holds_up_no_close() -> None:
+@pytest.mark.parametrize("cancelled_after", [closed_after, failed_after])
+def test_connection_cancelled_in_any_turn_of_its_making_holds_up_no_close(
+    cancelled_after: Callable[[int, int], Coroutine[Any, Any, None]],
+) -> None:
     """Whichever turn of the loop a cancellation strikes, the client closes, and no socket stays.
 
     An event loop may close a connection that was made in that very turn without a word.
@@ -171,7 +187,7 @@ def test_connection_cancelled_in_any_turn_of_its_making_holds_up_no_close() -> N
     with ScriptedServer(answer) as server:
         held = len(this.net_connections("all"))
         for turns in range(60):
-            run_event_loop(closed_after(turns, server.port))
+            run_event_loop(cancelled_after(turns, server.port))
         assert server.comes_to(lambda: not server.open_connections)
         assert len(this.net_connections("all")) == held
 

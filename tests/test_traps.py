@@ -22,7 +22,7 @@ import pytest
 from fmgauge.config.model import Budgets
 from fmgauge.emulator.truth import RequestTruth
 from fmgauge.load import ask_once
-from fmgauge.load.link import Shard, StageTask
+from fmgauge.load.link import Shard, StageTask, rows_of
 from fmgauge.load.worker import run_shard
 from fmgauge.load.workers import WorkerDied, Workers
 from fmgauge.metrics import stage_summary
@@ -315,8 +315,8 @@ def test_trap_14_latency_below_zero_from_two_clocks(server: Simulated) -> None:
     server.forget()
     rows: list[tuple[Row, float]] = []
 
-    def take(batch: Sequence[Row], *, worker: int, origin_s: float) -> None:
-        rows.extend((row, origin_s) for row in batch)
+    def take(frames: Sequence[bytes], *, worker: int, origin_s: float) -> None:
+        rows.extend((row, origin_s) for frame in frames for row in rows_of(frame))
 
     planned = closed_loop(4, requests=100)
     task = StageTask(planned, endpoint("one", server.base_url), prompts_for([4]), 7)
@@ -356,7 +356,7 @@ def test_trap_16_error_inside_a_200_taken_for_success(server: Simulated) -> None
     assert (found["n_stream_error"], found["n_ok"], found["error_rate"]) == (20, 0, 1.0)
 
 
-def nobody(_: Sequence[Row], *, worker: int, origin_s: float) -> None:
+def nobody(_: Sequence[bytes], *, worker: int, origin_s: float) -> None:
     """Take rows."""
 
 

@@ -16,7 +16,7 @@ import pytest
 from fmgauge.config import PlannedStage
 from fmgauge.config.model import ClosedLoop, Experiment, Model, OpenaiEndpoint, PythonDocsSource
 from fmgauge.config.model import Workload as WorkloadConfig
-from fmgauge.load.link import Shard, StageTask, Summary
+from fmgauge.load.link import Shard, StageTask, Summary, rows_of
 from fmgauge.load.workers import WorkerDied, Workers, shards_of
 from fmgauge.records import ROW_FIELDS, Row
 from fmgauge.transport import RealClock
@@ -56,8 +56,9 @@ class Kept:
         self.workers: list[int] = []
         self.origins: set[float] = set()
 
-    def take(self, rows: Sequence[Row], *, worker: int, origin_s: float) -> None:
+    def take(self, frames: Sequence[bytes], *, worker: int, origin_s: float) -> None:
         """Keep rows."""
+        rows = [row for frame in frames for row in rows_of(frame)]
         self.rows += rows
         self.workers += [worker] * len(rows)
         self.origins.add(origin_s)

@@ -115,6 +115,12 @@ def rows_frame(rows: list[Row]) -> bytes:
     return _HEAD.pack(len(body), _ROWS) + body
 
 
+def rows_of(body: bytes) -> list[Row]:
+    """The rows in a frame's body."""
+    rows: list[Row] = marshal.loads(body)
+    return rows
+
+
 def message_frame(message: Any) -> bytes:
     """A message as one frame."""
     body = pickle.dumps(message)
@@ -130,7 +136,7 @@ class FrameReader:
         self.ended = False
 
     def read(self) -> list[Any]:
-        """The messages that are whole after one read: a list is rows, all else a message.
+        """The messages that are whole after one read; one of type bytes is for `rows_of`.
 
         Blocks if the socket does and nothing is there; `ended` says that the other side is gone.
         """
@@ -153,7 +159,7 @@ class FrameReader:
             if end > len(buffer):
                 break
             body = bytes(buffer[place + _HEAD.size : end])
-            messages.append(marshal.loads(body) if kind == _ROWS else pickle.loads(body))
+            messages.append(body if kind == _ROWS else pickle.loads(body))
             place = end
         del buffer[:place]
         return messages

@@ -7,6 +7,7 @@ import os
 import re
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from fmgauge.config.model import Timeouts as TimeoutSettings
@@ -21,18 +22,23 @@ from fmgauge.transport import (
     origin_of,
     run_event_loop,
 )
-from fmgauge.wire import Cut, Decoder, new_decoder, request_template
+from fmgauge.wire import Cut, Decoder, decoder_of, request_template
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """Where a stage's requests go, and what all of its rows share."""
 
     endpoint: Endpoint
     api_key: str | None = field(default=None, repr=False)
     keep_text: bool = False  # in every row; else only where its tokens are still to be counted
+
+    @cached_property
+    def decoder(self) -> type[Decoder]:
+        """What reads the endpoint's answers, one object each."""
+        return decoder_of(self.endpoint)
 
     def client(self, clock: Clock, timeouts: Timeouts) -> Client:
         """A client for the endpoint's address; EndpointError where it has none that can be used."""
@@ -92,7 +98,7 @@ class Sending(Exchange):
         self.request_id = request_id
         self.phase = phase
         self.intended_at_s = intended_at_s
-        self.decoder: Decoder = new_decoder(target.endpoint)
+        self.decoder = target.decoder()
         self.on_body = self.decoder.feed  # type: ignore[method-assign]
 
     def on_end(self) -> None:

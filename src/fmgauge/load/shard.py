@@ -21,7 +21,7 @@ from fmgauge.load.sending import Sending, Target, api_key_of, timeouts_of
 from fmgauge.records import Payload, Phase, Row, StageKey
 from fmgauge.transport import Client, Clock, Failure, LoopMonitor
 from fmgauge.wire import RequestTemplate, request_template
-from fmgauge.workloads import salt_from
+from fmgauge.workloads import salts_after
 
 PAUSE_AFTER_REFUSAL_S = 0.1
 _STATUS_EVERY_S = 0.25
@@ -51,6 +51,7 @@ class StageShard(ABC):
         self._prompts = Prompts(task.payloads, task.planned.key, self._target)
         self._client: Client = self._target.client(clock, timeouts_of(task.planned.load))
         self._id_prefix = uuid.uuid4().hex[:16]
+        self._salt = salts_after(self._id_prefix)
         self._n_sent = 0
         self._rows: list[Row] = []
         self._counted_in_flight = 0  # of warm-up and window
@@ -156,12 +157,13 @@ class StageShard(ABC):
     def _made(self, phase: Phase, number: int, due_s: float) -> Sending:
         self._n_sent += 1
         request_id = f"{self._id_prefix}-{self._n_sent}"
-        payload, request = self._prompts.request(phase, number, request_id)
+        payload, template = self._prompts.of(phase, number)
+        salt = None if payload.salt is None else self._salt(self._n_sent)  # salt_from(request_id)
         return Sending(
             self,
             self._target,
             payload,
-            request,
+            template.filled(request_id, salt),
             request_id=request_id,
             phase=phase,
             intended_at_s=due_s,
@@ -239,12 +241,10 @@ class Prompts:
             "drain": kept,
         }
 
-    def request(self, phase: Phase, number: int, request_id: str) -> tuple[Payload, bytes]:
-        """A phase's payload of that number, and its request, salted as no other sending is."""
+    def of(self, phase: Phase, number: int) -> tuple[Payload, RequestTemplate]:
+        """A phase's payload of that number, beside its request."""
         deck = self._decks[phase]
-        payload, template = deck[number % len(deck)]
-        salt = None if payload.salt is None else salt_from(request_id)
-        return payload, template.filled(request_id, salt)
+        return deck[number % len(deck)]
 
 
 def _with_templates(

@@ -14,6 +14,7 @@ from fmgauge.config.model import OpenLoop
 from fmgauge.errors import ConfigError, FmgaugeError, StepError
 from fmgauge.load.link import StageTask, Summary
 from fmgauge.load.progress import Progress, ProgressReporter
+from fmgauge.load.recorder import Recorder
 from fmgauge.load.sending import api_key_of
 from fmgauge.load.workers import Workers, shards_of
 from fmgauge.records import (
@@ -137,7 +138,8 @@ def _run_and_write(
     with StageWriter(run.stage_folder(planned.key), planned.key) as writer:
         display.writer = writer
         try:
-            summaries = workers.run(task, shards, writer.write, meanwhile=display.show)
+            with Recorder(writer) as recorder:
+                summaries = workers.run(task, shards, recorder.take, meanwhile=display.show)
             info = _info(task, summaries, started_at.isoformat())
             writer.finish(info, count_tokens=_token_counter(run, planned))
         except FmgaugeError as error:  # what was measured until then has been paid for

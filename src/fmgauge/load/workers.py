@@ -33,7 +33,6 @@ from fmgauge.load.link import (
     Summary,
     message_frame,
 )
-from fmgauge.records import Row
 from fmgauge.transport import Clock
 
 BEGIN_AFTER_S = 0.02  # from the last worker's word that it is ready to the common start
@@ -72,11 +71,10 @@ class Worker:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fmgauge.load.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "fmgauge.load.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stderr=said,
-                env={k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
             )
         return cls(process, ours, FrameReader(ours), said)
 
@@ -108,8 +106,8 @@ class Worker:
 class OnRows(Protocol):
     """Who takes the rows of a stage."""
 
-    def __call__(self, rows: Sequence[Row], *, worker: int, origin_s: float) -> object:
-        """Take rows of one worker; their instants count from `origin_s`."""
+    def __call__(self, frames: Sequence[bytes], *, worker: int, origin_s: float) -> object:
+        """Take frames for `rows_of` of one worker; their instants count from `origin_s`."""
 
 
 class Workers:
@@ -183,15 +181,22 @@ class Workers:
                 time.sleep(_BREATH_S)
 
     def _listen(self, worker: Worker) -> None:
-        for message in worker.reader.read():
-            self._take(worker, message)
+        self._take_all(worker)
         if worker.reader.ended:
             raise WorkerDied(self._obituary(worker))
 
+    def _take_all(self, worker: Worker) -> None:
+        """Take what is there of a worker; its rows together, since handing on has its price."""
+        messages = worker.reader.read()
+        frames = [message for message in messages if isinstance(message, bytes)]
+        if frames:
+            self._on_rows(frames, worker=worker.index, origin_s=self._origin_s)
+        for message in messages:
+            if not isinstance(message, bytes):
+                self._take(worker, message)
+
     def _take(self, worker: Worker, message: Any) -> None:
-        if isinstance(message, list):
-            self._on_rows(message, worker=worker.index, origin_s=self._origin_s)
-        elif isinstance(message, Status):
+        if isinstance(message, Status):
             worker.status = message
         else:
             worker.state = type(message)
@@ -209,8 +214,7 @@ class Workers:
             if worker is not dead:
                 worker.process.kill()
                 while not worker.reader.ended:
-                    for message in worker.reader.read():
-                        self._take(worker, message)
+                    self._take_all(worker)
         return f"worker {dead.index + 1} of {len(self._active)} {dead.why_dead()}"
 
 

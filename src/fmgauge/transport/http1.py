@@ -27,6 +27,7 @@ _LOST_AT_ONCE_S = 1.0
 _CROSSING_S = 0.25  # longest that a request and a close may have been on the wire past each other
 _SHORTEST_WATCH_S = 0.005
 _OPENED_AT_ONCE = 64
+_CLOSE_WITHIN_S = 5.0
 _ANY_DEFLATE = zlib.MAX_WBITS | 32  # gzip or zlib, told apart by their headers
 
 FailureKind = Literal["connection_error", "timeout", "truncated", "stream_error", "cancelled"]
@@ -100,9 +101,9 @@ class Client:
     Connections are kept and reused. One that the server closed between two requests is replaced
     without a word: also where its close crossed a request on the wire, which is then sent again,
     once, on a new connection and with a new `sent_at_s`. From then on an origin that closes right
-    after an answer gets a new connection for every request, one of which is always made ahead. A
-    close that comes later than two messages can cross is the server's answer to the request: that
-    request failed.
+    after an answer, and never gave two on one connection, gets a new one for every request, one of
+    which is always made ahead. A close that comes later than two messages can cross is the server's
+    answer to the request: that request failed.
     """
 
     def __init__(
@@ -116,9 +117,11 @@ class Client:
         self.origin = origin
         self.now_s = clock.now_s
         self.reuse_connections = True
+        self.has_reused = False  # a kept connection has brought a second answer
         self.max_response_bytes = max_response_bytes
         self._timeouts = timeouts = timeouts or Timeouts()
         self.connector = Connector(origin, connect_timeout_s=timeouts.connect_s)
+        self.forwards = self.connector.forwards
         self._loop = asyncio.get_running_loop()
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
@@ -187,7 +190,7 @@ class Client:
 
     def resend(self, exchange: Exchange, *, closed_after_s: float) -> None:
         """Send again what crossed the server's close of a kept connection."""
-        if closed_after_s < _LOST_AT_ONCE_S:
+        if closed_after_s < _LOST_AT_ONCE_S and not self.has_reused:
             self.reuse_connections = False
         exchange.resent = True
         self._send_anew(exchange)
@@ -197,8 +200,10 @@ class Client:
         self._open.add(connection)
 
     def lost(self, connection: _Connection) -> None:
-        """Note that a connection is gone."""
+        """Note that a connection is gone, whoever finds out first."""
         self._open.discard(connection)
+        if not connection.closed.done():
+            connection.closed.set_result(None)
 
     def make_spare(self) -> None:
         """Have one connection ready where each carries one request only."""
@@ -221,7 +226,9 @@ class Client:
         remaining = list(self._open)
         for connection in remaining:
             connection.give_up()
-        await asyncio.gather(*(connection.closed for connection in remaining))
+        if remaining:  # a loop that loses one without a word holds up nobody for ever
+            ends = [connection.closed for connection in remaining]
+            await asyncio.wait(ends, timeout=_CLOSE_WITHIN_S)
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -316,6 +323,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, client: Client) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.usable = False  # whether a request may be sent on it
         self._client = client
         self._now_s = client.now_s
         self._transport: asyncio.Transport | None = None
@@ -339,11 +347,6 @@ class _Connection(asyncio.Protocol):
         self._feed = self._parser.feed_data
         self._expect_answer()
 
-    @property
-    def usable(self) -> bool:
-        """Whether a request may be sent on it."""
-        return self._transport is not None and not self._transport.is_closing()
-
     def start(self, exchange: Exchange) -> None:
         """Hand a request to the socket."""
         self._exchange = exchange
@@ -351,32 +354,32 @@ class _Connection(asyncio.Protocol):
         if not self._used:
             exchange.connected_at_s = self._connected_at_s
             self._used = True
-        request = exchange.request
-        if self._client.connector.forwards:
-            request = self._client.connector.forwarded(request)
+        client, request, written = self._client, exchange.request, 0
+        if client.forwards:
+            request = client.connector.forwarded(request)
         exchange.sent_at_s = self._now_s()
-        self._write(request)
-        if not self._client.reuse_connections:
-            self._client.make_spare()
-
-    def _write(self, data: bytes) -> None:
-        """Write at once: an event loop's own write may wait for the end of its turn."""
-        assert self._transport is not None
-        written = 0
         if self._socket is not None:
-            try:
-                written = os.write(self._socket, data)
+            try:  # at once: an event loop's own write may wait for the end of its turn
+                written = os.write(self._socket, request)
             except OSError:  # full, or gone: the loop's own write finds out which
                 written = 0
-        if written < len(data):
+        if written < len(request):
             self._socket = None  # what is still buffered must leave before anything else
-            self._transport.write(data[written:])
+            cast(asyncio.Transport, self._transport).write(request[written:])
+        if not client.reuse_connections:
+            client.make_spare()
 
     def give_up(self) -> None:
         """Close without waiting for anything."""
         self._exchange = None
+        self._close_socket()
         if self._transport is not None:
             self._transport.abort()
+
+    def _close_socket(self) -> None:
+        """Write to it no more: its number may soon be that of another connection."""
+        self.usable = False
+        self._socket = None
 
     # --- called by the event loop -----------------------------------------------------------------
 
@@ -384,6 +387,7 @@ class _Connection(asyncio.Protocol):
         """Note the instant from which requests can be sent."""
         self._connected_at_s = self._now_s()
         self._transport = cast(asyncio.Transport, transport)
+        self.usable = True
         if not self._client.origin.tls:
             self._socket = transport.get_extra_info("socket").fileno()
         self._client.opened(self)
@@ -398,10 +402,21 @@ class _Connection(asyncio.Protocol):
         if exchange.first_byte_at_s is None:
             exchange.first_byte_at_s = stamp_s
         exchange.last_byte_at_s = stamp_s
-        problem = self._parse(data)
-        if self._pieces:
-            unreadable = self._hand_on(exchange, stamp_s)
-            if unreadable is not None:
+        problem = None
+        self._received += len(data)
+        if self._received > self._client.max_response_bytes:
+            problem = self._oversized()
+        else:
+            try:
+                self._feed(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+                problem = f"malformed HTTP: {error.__context__ or error}"
+        if pieces := self._pieces:
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            if self._inflate is None:
+                exchange.on_body(stamp_s, body)
+            elif unreadable := self._inflated(exchange, stamp_s, body):
                 self._client.fail(exchange, "stream_error", unreadable)
                 return
         if self._complete:
@@ -413,14 +428,15 @@ class _Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """Note the instant at which the server closed."""
         self._ended_at_s = self._now_s()
+        self._close_socket()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Settle what was in flight: whole, to be sent again, or cut."""
         exchange, self._exchange = self._exchange, None
         self._client.lost(self)
-        self._transport = self._socket = None
+        self._close_socket()
+        self._transport = None
         del self._parser, self._feed  # they hold this object's methods
-        self.closed.set_result(None)
         if exchange is not None:
             self._settle(exchange, error)
 
@@ -470,31 +486,11 @@ class _Connection(asyncio.Protocol):
         self._headers.clear()
         self._inflate = None
 
-    def _parse(self, data: bytes) -> str | None:
-        """Parse one read; what is wrong with it, or None."""
-        self._received += len(data)
-        if self._received > self._client.max_response_bytes:
-            return self._oversized()
-        try:
-            self._feed(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            return f"malformed HTTP: {error.__context__ or error}"
-        return None
-
     def _oversized(self) -> str:
         return f"an answer larger than {self._client.max_response_bytes / 2**20:g} MiB"
 
-    def _hand_on(self, exchange: Exchange, stamp_s: float) -> str | None:
-        """Give on the body's bytes of one read; what was wrong with them, or None."""
-        pieces = self._pieces
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        if self._inflate is not None:
-            return self._hand_on_inflated(exchange, stamp_s, body)
-        exchange.on_body(stamp_s, body)
-        return None
-
-    def _hand_on_inflated(self, exchange: Exchange, stamp_s: float, body: bytes) -> str | None:
+    def _inflated(self, exchange: Exchange, stamp_s: float, body: bytes) -> str | None:
+        """Hand on compressed bytes of a body as plain ones; what was wrong with them, or None."""
         limit = self._client.max_response_bytes
         try:
             plain = self._inflate.decompress(body, limit)
@@ -510,7 +506,9 @@ class _Connection(asyncio.Protocol):
         self._exchange = None
         self._free_since_s = stamp_s
         keep = clean and self._keep_alive and self._client.reuse_connections
-        if self._socket is None:
+        if exchange.reused:
+            self._client.has_reused = True
+        if self._client.origin.tls:
             self._client.connector.remember(self._transport)
         if self._inflate is not None and not self._inflate.eof:
             exchange.failure = Failure("truncated", "the compressed answer ends early")
@@ -518,6 +516,7 @@ class _Connection(asyncio.Protocol):
         if keep:
             self._client.keep(self)
         else:
+            self._close_socket()
             self._transport.close()
         self._client.end(exchange, stamp_s)
 

@@ -39,6 +39,11 @@ def request_template(
     return template(endpoint, payload, path=form.path, body=form.body, api_key=api_key)
 
 
+def decoder_of(endpoint: Endpoint) -> type[Decoder]:
+    """What decodes the endpoint's answers: one object for each."""
+    return _FORMATS[endpoint.api].decoder
+
+
 def new_decoder(endpoint: Endpoint) -> Decoder:
     """A decoder for one answer of the endpoint."""
-    return _FORMATS[endpoint.api].decoder()
+    return decoder_of(endpoint)()

@@ -41,7 +41,7 @@ class JsonLinesDecoder:
         lines = [JsonText(stamp_s, line) for line in ended if line.strip()]
         if lines and self._first is None and not self.has_several:
             if not is_json(lines[0].data):
-                self._is_one_text, self._pieces = True, [body]
+                self._is_one_text, self._pieces = True, [body.lstrip()]
                 return []
             self._first = lines.pop(0)
         self._pieces = [rest]

@@ -1,7 +1,7 @@
 """From sources to payloads: rows, templates, token windows, salts, order. Starts no endpoint."""
 
 from fmgauge.workloads.payloads import PreparedWorkload, check_workloads, prepare_payloads
-from fmgauge.workloads.salts import marked, salt_from
+from fmgauge.workloads.salts import marked, salt_from, salts_after
 from fmgauge.workloads.tokenizer import (
     PromptTokenizer,
     cache_dir,
@@ -20,5 +20,6 @@ __all__ = [
     "marked",
     "prepare_payloads",
     "salt_from",
+    "salts_after",
     "tokenizer_for",
 ]

@@ -29,10 +29,18 @@ def salt_from(name: str) -> str:
     """
     prefix, _, number = name.rpartition("-")
     if prefix and number.isdecimal() and _is_plain(number):
-        offset, step = _sequence(prefix)
-        value = (offset + step * int(number)) % _SALTS
-    else:
-        value = _digest(name) % _SALTS
+        return salts_after(prefix)(int(number))
+    return _spaced(_digest(name) % _SALTS)
+
+
+@lru_cache(maxsize=256)
+def salts_after(prefix: str) -> Callable[[int], str]:
+    """The salts of all names that are `prefix`, a hyphen and a number, by the number."""
+    offset, step = _sequence(prefix)
+    return lambda number: _spaced((offset + step * number) % _SALTS)
+
+
+def _spaced(value: int) -> str:
     high, low = divmod(value, 10_000)
     spaced = _spaced_quadruples()
     return f"{spaced[high]} {spaced[low]}"
@@ -43,7 +51,6 @@ def _is_plain(number: str) -> bool:
     return number.isascii() and len(number) < 20 and (number[0] != "0" or number == "0")
 
 
-@lru_cache(maxsize=256)
 def _sequence(prefix: str) -> tuple[int, int]:
     """Where a prefix's salts begin, and the step from each to the next, round and round.
 
