@@ -37,6 +37,7 @@ sample: .venv/ready ## measure the quickstart and keep its report as results/sam
 
 bench: .venv/ready ## measure the load engine beside its peers, then the limits of make run
 	@$(BIN)/python benchmarks/engine.py --page docs/performance.md $(ARGS)
+	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/spine.py
 
 lock: .venv/ready ## compile requirements.txt anew from pyproject.toml

@@ -17,7 +17,7 @@ from typing import Self
 from fmgauge.load.link import rows_of
 from fmgauge.records import StageWriter
 
-_MOST_PENDING = 2000  # batches; beyond it the workers' sockets fill, and nothing is lost
+_MOST_PENDING_BYTES = 64 * 2**20  # beyond it rows wait in the workers, and nothing is lost
 _LOWEST_PRIORITY = 19
 
 
@@ -27,7 +27,8 @@ class Recorder:
     def __init__(self, writer: StageWriter) -> None:
         self._writer = writer
         self._pool = ThreadPoolExecutor(1, "fmgauge-recorder", initializer=_give_way)
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[tuple[Future[None], int]] = deque()  # with the bytes of each
+        self._pending_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -40,18 +41,21 @@ class Recorder:
     ) -> None:
         self._pool.shutdown(wait=True)
         if error is None:
-            self._collect(len(self._pending))
+            self._collect(most_bytes=0)
 
     def take(self, frames: Sequence[bytes], *, worker: int, origin_s: float) -> None:
         """Have a worker's rows written. Raises what an earlier writing raised."""
-        self._pending.append(self._pool.submit(self._write, frames, worker, origin_s))
-        self._collect(len(self._pending) - _MOST_PENDING)
+        n_bytes = sum(map(len, frames))
+        self._pending.append((self._pool.submit(self._write, frames, worker, origin_s), n_bytes))
+        self._pending_bytes += n_bytes
+        self._collect(most_bytes=_MOST_PENDING_BYTES)
 
-    def _collect(self, n_waited_for: int) -> None:
-        """Forget what was written; wait for at least so many."""
-        while self._pending and (self._pending[0].done() or n_waited_for > 0):
-            self._pending.popleft().result()
-            n_waited_for -= 1
+    def _collect(self, *, most_bytes: int) -> None:
+        """Forget what was written; wait until no more than so much is not."""
+        while self._pending and (self._pending[0][0].done() or self._pending_bytes > most_bytes):
+            written, n_bytes = self._pending.popleft()
+            written.result()
+            self._pending_bytes -= n_bytes
 
     def _write(self, frames: Sequence[bytes], worker: int, origin_s: float) -> None:
         for frame in frames:
