@@ -1114,6 +1114,6 @@ def test_a_summary_fills_only_known_columns():
     """Every figure has its place in the table, and no figure is left without one."""
     identity = {"experiment_name", "payload_file", "instance_type", "instance_count"}
     identity |= {"concurrency", "workload", "stage", "model", "kind", "arrivals"}
-    identity |= {"request_rate_asked"}
+    identity |= {"request_rate_asked", "endpoint_kind"}
 
     assert set(summary(record())) == set(METRIC_COLUMNS) - identity

@@ -15,6 +15,8 @@ from pathlib import Path
 from fmgauge import __version__
 from fmgauge.errors import ConfigError, FmgaugeError
 
+_LAST_PORT = 65535
+
 EXIT_STEP_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -92,10 +94,17 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("config", type=Path, metavar="CONFIG")
     command.add_argument("--experiment", metavar="NAME", help="serve this one's endpoint alone")
     command.add_argument(
-        "--port", type=int, default=0, help="the first one's port; without it, free ones"
+        "--port", type=_port, default=0, help="the first one's port; without it, free ones"
     )
     _add_set(command)
     command.set_defaults(command=_serve)
+
+
+def _port(text: str) -> int:
+    """A port's number; argparse tells of a ValueError in its own words."""
+    if not (text.isdecimal() and 0 <= int(text) <= _LAST_PORT):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 to 65535")
+    return int(text)
 
 
 def _add_set(command: argparse.ArgumentParser) -> None:

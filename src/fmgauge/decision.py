@@ -203,9 +203,7 @@ class _Candidate:
     @property
     def distance(self) -> tuple[int, int, float, float]:
         """How far from meeting the budgets: checks failed, undecided, worst overshoot, price."""
-        verdicts = [check.verdict for check in self.verdict.checks]
-        worst = max(map(_overshoot, self.verdict.checks))
-        return verdicts.count("FAIL"), verdicts.count("UNDECIDED"), worst, self.rank[0]
+        return *shortfall(self.verdict), self.rank[0]
 
 
 def _stage_verdict(row: Row, budgets: Sequence[Budget]) -> StageVerdict:
@@ -268,6 +266,12 @@ def _unmeasured(budget: Budget, row: Row) -> str:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def shortfall(stage: StageVerdict) -> tuple[int, int, float]:
+    """How far a stage is from meeting the budgets: checks failed, undecided, worst overshoot."""
+    verdicts = [check.verdict for check in stage.checks]
+    return verdicts.count("FAIL"), verdicts.count("UNDECIDED"), max(map(_overshoot, stage.checks))
 
 
 def _overshoot(check: BudgetCheck) -> float:

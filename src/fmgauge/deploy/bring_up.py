@@ -118,6 +118,8 @@ def _remedy(endpoint: Endpoint, answer: RequestRecord) -> str:
         )
     if answer.http_status in (401, 403):
         return f". Check the key in {endpoint.api_key_env}" if endpoint.api_key_env else _NO_KEY
+    if answer.http_status == 404 and not (endpoint.base_url or "").rstrip("/").endswith("/v1"):
+        return f". Does base_url lack a /v1 at its end? It is {endpoint.base_url}"
     return f". Check that a server answers at {endpoint.base_url}" if _unreached(answer) else ""
 
 

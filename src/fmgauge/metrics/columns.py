@@ -45,7 +45,7 @@ CLIENT_COLUMNS = (
 )
 _TEXT_COLUMNS = {
     *("experiment_name", "payload_file", "instance_type", "workload", "stage"),
-    *("model", "kind", "arrivals", "status", "token_source", "client_limited"),
+    *("model", "endpoint_kind", "kind", "arrivals", "status", "token_source", "client_limited"),
 }
 
 
@@ -67,7 +67,7 @@ def _columns() -> tuple[str, ...]:
     headline = [column for s in STATISTICS for column in with_interval(f"latency_{s}")]
     columns = (
         *SEED_COLUMNS,
-        *("workload", "stage", "model", "kind", "arrivals", "request_rate_asked"),
+        *("workload", "stage", "model", "endpoint_kind", "kind", "arrivals", "request_rate_asked"),
         *("status", "duration_s", "request_rate", "goodput_per_min", "mean_in_flight"),
         *(name for name in COUNTS if name != "held_back"),
         *PRICE_COLUMNS,

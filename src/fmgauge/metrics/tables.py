@@ -116,6 +116,7 @@ def _identity(planned: PlannedStage) -> dict[str, Value]:
         "workload": planned.workload.name,
         "stage": planned.name,
         "model": experiment.model.name,
+        "endpoint_kind": experiment.endpoint.kind,
         "kind": load.kind,
         "arrivals": load.arrivals if isinstance(load, OpenLoop) else "",
         "request_rate_asked": planned.mean_request_rate,

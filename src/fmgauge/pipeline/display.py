@@ -44,13 +44,18 @@ def progress_lines(progress: Progress) -> tuple[str, str]:
         f"stage {progress.stage_number} of {progress.n_stages}: {progress.stage}",
         f"{progress.phase}, {progress.requests_done} done, {progress.failed} failed, "
         f"{progress.request_rate:.1f}/s, left: {_time_left(progress.stage_remaining_s)} here, "
-        f"{duration_text(progress.run_remaining_s)} in all",
+        f"{_in_all(progress)} in all",
     )
 
 
 def _time_left(left_s: float | None) -> str:
     """How long the stage goes on; only a count may end it, and nobody knows when."""
     return "unknown" if left_s is None else duration_text(left_s)
+
+
+def _in_all(progress: Progress) -> str:
+    least = "at least " if progress.stage_remaining_s is None else ""
+    return least + duration_text(progress.run_remaining_s)
 
 
 @dataclass

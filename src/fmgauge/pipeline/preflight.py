@@ -31,7 +31,7 @@ def check_loaded(loaded: LoadedConfig, *, offline: bool = False) -> list[str]:
         raise ConfigError(*problems)
     check_results_dir(loaded)
     workloads = check_workloads(loaded, offline=offline)
-    return [_plan_line(loaded), *map(_workload_line, workloads)]
+    return [_plan_line(loaded), *_simulated_line(loaded), *map(_workload_line, workloads)]
 
 
 def _key_problems(loaded: LoadedConfig) -> Iterator[Problem]:
@@ -53,6 +53,12 @@ def _plan_line(loaded: LoadedConfig) -> str:
         f"{loaded.path}: {len(loaded.config.experiments)} experiment(s), {len(stages)} stages, "
         f"{least}{duration_text(load_s)} under load, {_cost_text(loaded, least)}"
     )
+
+
+def _simulated_line(loaded: LoadedConfig) -> Iterator[str]:
+    names = [e.name for e in loaded.config.experiments if e.endpoint.kind == "simulated"]
+    if names:
+        yield f"SIMULATED, no latency is real and nothing is billed: {', '.join(names)}"
 
 
 def _cost_text(loaded: LoadedConfig, least: str) -> str:

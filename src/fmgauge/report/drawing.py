@@ -163,6 +163,20 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def watermark(figure: Figure, word: str) -> None:
+    """Write a word across a figure, faint enough to read all else through it."""
+    figure.text(
+        *(0.5, 0.5, word),
+        ha="center",
+        va="center",
+        rotation=18,
+        fontsize=64,
+        color="black",
+        alpha=0.08,
+        in_layout=False,
+    )
+
+
 def png(figure: Figure) -> bytes:
     """The figure as PNG, without a note on what wrote it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmgauge.report.drawing import png
+from fmgauge.report.drawing import png, watermark
 from fmgauge.report.error_figure import error_rates
 from fmgauge.report.latency_figures import concurrency_vs_latency, tokens_vs_latency
 from fmgauge.report.material import Material
@@ -18,4 +18,8 @@ _DRAWN = {
 
 def pictures(material: Material) -> dict[str, bytes]:
     """Every picture of the report as PNG, by file name, in the report's order."""
-    return {name: png(draw(material)) for name, draw in _DRAWN.items()}
+    drawn = {name: draw(material) for name, draw in _DRAWN.items()}
+    if any(one.endpoint.kind == "simulated" for one in material.experiments):
+        for figure in drawn.values():
+            watermark(figure, "SIMULATED")  # pictures are passed on without their report
+    return {name: png(figure) for name, figure in drawn.items()}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fmgauge.decision import Budget, StageVerdict
+from fmgauge.decision import Budget, StageVerdict, shortfall
 from fmgauge.report import wording
 from fmgauge.report.drawing import (
     BLUE,
@@ -133,9 +133,10 @@ def _best_stages(
     ]
 
 
-def _misses(stage: StageVerdict) -> tuple[int, int, float]:
-    verdicts = [check.verdict for check in stage.checks]
-    return verdicts.count("FAIL"), verdicts.count("UNDECIDED"), _price(stage)
+def _misses(stage: StageVerdict) -> tuple[int, int, float, float]:
+    """The decision's own order: cheapest first within the budgets, else what came closest."""
+    missed = (0, 0, 0.0) if stage.meets_budgets else shortfall(stage)
+    return *missed, _price(stage)
 
 
 def _price(stage: StageVerdict) -> float:
