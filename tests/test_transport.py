@@ -279,6 +279,23 @@ def test_request_that_the_server_gave_up_on_is_not_resent() -> None:
     assert len(server.requests) == 2
 
 
+def test_request_that_a_100_continue_acknowledged_is_not_resent() -> None:
+    """The server had it: a close after that is its answer, however soon it comes."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 1:
+            await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            peer.close()
+        else:
+            await peer.send(response("200 OK", b"{}"))
+
+    with ScriptedServer(script) as server:
+        _, closed_on = ask_times(server.base_url, 2)
+
+    assert closed_on.failure == ("connection_error", "the server closed the connection")
+    assert len(server.requests) == 2
+
+
 def test_connection_header_close_is_obeyed() -> None:
     """After `connection: close` the next request takes a new connection, and none is resent."""
     with ScriptedServer(script_of(response("200 OK", b"x", "Connection: close"))) as server:
@@ -426,6 +443,22 @@ def test_answer_that_does_not_begin_times_out() -> None:
         exchange, _ = ask(server.base_url, first_byte_s=0.1)
 
     assert exchange.failure == ("timeout", "no first byte within 0.1 s")
+
+
+def test_answer_that_comes_with_a_100_continue_has_begun() -> None:
+    """Its first byte is that of the read which brought both, and waits for no further one."""
+
+    async def script(_: Request, peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n" + STREAM_HEAD)
+        await asyncio.sleep(0.3)
+        await peer.send(chunk(b"data"), LAST_CHUNK)
+
+    with ScriptedServer(script) as server:
+        exchange, body = ask(server.base_url, first_byte_s=0.15)
+
+    assert exchange.failure is None
+    assert body.text == b"data"
+    assert exchange.first_byte_at_s < exchange.last_byte_at_s
 
 
 def test_silence_within_an_answer_times_out() -> None:

@@ -411,6 +411,8 @@ class _Connection(asyncio.Protocol):
                 self._feed(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 problem = f"malformed HTTP: {error.__context__ or error}"
+        if self._head_complete and exchange.first_byte_at_s is None:  # it came with a 100 Continue
+            exchange.first_byte_at_s = exchange.last_byte_at_s = stamp_s
         if pieces := self._pieces:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
@@ -535,5 +537,6 @@ class _Connection(asyncio.Protocol):
     def _crossed_a_close(self, exchange: Exchange, stamp_s: float) -> bool:
         """Whether the server may have closed before the request reached it."""
         assert exchange.sent_at_s is not None
-        unanswered = exchange.first_byte_at_s is None and exchange.reused and not exchange.resent
-        return unanswered and stamp_s - exchange.sent_at_s < _CROSSING_S
+        unanswered = exchange.first_byte_at_s is None and not self._interim
+        may_resend = exchange.reused and not exchange.resent
+        return unanswered and may_resend and stamp_s - exchange.sent_at_s < _CROSSING_S
