@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from fmgauge.config import PlannedStage
 from fmgauge.load.link import Shard, StageTask, Summary
 from fmgauge.load.worker import run_shard
 from fmgauge.records import Endpoint, Payload, RequestRecord, Row, record_of
-from fmgauge.transport import RealClock, run_event_loop
+from fmgauge.transport import Clock, RealClock, run_event_loop
 from fmgauge.workloads import salt_from
 
 SALT = salt_from("as prepared")
@@ -31,11 +32,20 @@ def endpoint(experiment: str, base_url: str, **changes: Any) -> Endpoint:
     return Endpoint(experiment, "openai", "ready", base_url, "tiny", None, 1, False, **changes)
 
 
+class ClockOfLateTimers:
+    """Runs twice as fast as the loop's timers: each is late by as long as it waits."""
+
+    def now_s(self) -> float:
+        """Half-seconds of the machine's clock."""
+        return 2 * time.perf_counter()
+
+
 @dataclass
 class LocalLink:
     """The link of parts of a stage that all run on one loop of this process."""
 
     n_parts: int = 1
+    clock: Clock = field(default_factory=RealClock)
     rows: list[Row] = field(default_factory=list)
     statuses: list[tuple[str, int]] = field(default_factory=list)
     origin_s: float = 0.0
@@ -49,7 +59,7 @@ class LocalLink:
         """Wait for the others; the start is when the last of them is ready."""
         self.n_ready += 1
         if self.n_ready == self.n_parts:
-            self.origin_s = RealClock.now_s()
+            self.origin_s = self.clock.now_s()
             self.all_ready.set()
         await self.all_ready.wait()
         return self.origin_s
@@ -102,15 +112,16 @@ def run_stage(
     prompts: Sequence[Payload] | None = None,
     parts: int = 1,
     seed: int = 7,
+    clock: Clock | None = None,
 ) -> Outcome:
-    """Run a stage in `parts` parts side by side."""
+    """Run a stage in `parts` parts side by side, by `clock` or the real one."""
     task = StageTask(planned, at, payloads() if prompts is None else prompts, seed)
-    return run_event_loop(_run(task, parts))
+    return run_event_loop(_run(task, parts, clock or RealClock()))
 
 
-async def _run(task: StageTask, parts: int) -> Outcome:
-    link = LocalLink(parts)
-    shards = [run_shard(task, Shard(n, parts), link, RealClock()) for n in range(parts)]
+async def _run(task: StageTask, parts: int, clock: Clock) -> Outcome:
+    link = LocalLink(parts, clock)
+    shards = [run_shard(task, Shard(n, parts), link, clock) for n in range(parts)]
     summaries = await asyncio.gather(*shards)
     key = task.planned.key
     records = [record_of(row, key=key, origin_s=link.origin_s) for row in link.rows]

@@ -38,7 +38,8 @@ from scripted_server import (
     response,
     usage,
 )
-from stage_runs import Outcome, endpoint, payloads, run_stage
+from simulated_runs import closed_loop
+from stage_runs import ClockOfLateTimers, Outcome, endpoint, payloads, run_stage
 
 CONFIG = """
 run: {{name: test, seed: 7}}
@@ -215,6 +216,22 @@ def test_requests_of_the_window_are_those_due_in_it(run_loop: Callable[..., Outc
     assert max(due["measured"]) < window[1]
     assert min(due["drain"], default=window[1]) >= window[1]
     assert outcome.finished_at_s >= 0.25
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_question_due_in_the_window_is_asked_where_its_timer_is_late(parts: int) -> None:
+    """A user who thought until just before the window's end is measured, and none is forgotten."""
+    stage = closed_loop(2, warmup_s=0.0, duration_s=0.145, think_time_s=0.1)
+    with ScriptedServer(answer) as server:
+        at = endpoint("one", server.base_url)
+        outcome = run_stage(stage, at, parts=parts, clock=ClockOfLateTimers())
+
+    due = [record.finished_at_s + 0.1 for record in outcome.measured]
+    in_window = sorted([0.0, 0.0, *(instant for instant in due if instant < 0.145)])
+    asked = sorted(record.intended_at_s for record in outcome.measured)
+    assert asked == pytest.approx(in_window, abs=1e-6)
+    assert len(asked) > 2
+    assert {record.status for record in outcome.measured} == {"ok"}
 
 
 def test_load_goes_on_until_the_last_measured_request_has_ended(

@@ -14,7 +14,7 @@ from fmgauge.config.model import Experiment, Model, OpenaiEndpoint, OpenLoop, Py
 from fmgauge.config.model import Workload as WorkloadConfig
 from fmgauge.load.arrivals import arrivals_s, stage_seed
 from scripted_server import Peer, Request, ScriptedServer, answer
-from stage_runs import Outcome, endpoint, run_stage
+from stage_runs import ClockOfLateTimers, Outcome, endpoint, run_stage
 
 
 def planned(request_rate: float, base_url: str, **load: Any) -> PlannedStage:
@@ -128,6 +128,22 @@ def test_what_waits_at_the_end_is_recorded_as_cancelled(run_loop: Callable[..., 
     assert intended(outcome) == pytest.approx(schedule_of(outcome), abs=1e-6)
     assert {record.status for record in outcome.measured} == {"cancelled"}
     assert sum(record.sent_at_s is None for record in outcome.measured) >= 1
+
+
+def test_arrival_due_just_before_the_window_s_end_is_not_cut_off() -> None:
+    """Its timer is late, and all that was sent before it has ended by then: it is still awaited."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        await asyncio.sleep(0.012)  # ends after the window and before the second arrival's timer
+        await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        stage = planned(30, server.base_url, arrivals="constant", warmup_s=0.0, duration_s=0.0502)
+        at = endpoint("one", server.base_url)
+        outcomes = [run_stage(stage, at, clock=ClockOfLateTimers()) for _ in range(10)]
+
+    ended = [[record.status for record in outcome.measured] for outcome in outcomes]
+    assert ended == [["ok", "ok"]] * 10
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -5,7 +5,7 @@ Knows when a place becomes free; not what an answer looks like, nor what its lat
 
 from __future__ import annotations
 
-from functools import partial
+from heapq import heappop, heappush
 
 from fmgauge.config.model import ClosedLoop
 from fmgauge.load.link import Link, Shard, StageTask
@@ -35,6 +35,7 @@ class ClosedLoopShard(StageShard):
         self._numbers = dict.fromkeys(("warmup", "measured", "drain"), shard.index)
         requests = self._load.requests
         self._measured_left = None if requests is None else shard.share(requests)
+        self._due_s: list[float] = []  # a heap: when the places that pause are to ask again
 
     @property
     def _connections(self) -> int:
@@ -46,8 +47,24 @@ class ClosedLoopShard(StageShard):
             self._window_end_s = self._warmup_end_s
         gap_s = ramp_up_s(self._load) / self._concurrency
         for place in range(self._shard.index, self._concurrency, self._shard.count):
-            due_s = self._origin_s + gap_s * place
-            self._at(due_s, partial(self._ask, due_s))
+            self._ask_at(self._origin_s + gap_s * place)
+
+    def _ask_at(self, due_s: float) -> None:
+        """Have a place ask at an instant of the clock."""
+        heappush(self._due_s, due_s)
+        self._at(due_s, lambda: self._ask_due(self._clock.now_s()))
+
+    def _ask_due(self, now_s: float) -> None:
+        while self._due_s and self._due_s[0] <= now_s:
+            self._ask(heappop(self._due_s))
+
+    def _counted_done(self, at_s: float) -> bool:
+        none_is_due = not self._due_s or self._due_s[0] >= self._window_end_s
+        return none_is_due and super()._counted_done(at_s)
+
+    def _complete_window(self) -> None:
+        while self._due_s and self._due_s[0] < self._window_end_s:
+            self._ask(heappop(self._due_s))
 
     def _ask(self, due_s: float) -> None:
         """Send a place's next request, unless the stage is over."""
@@ -73,8 +90,7 @@ class ClosedLoopShard(StageShard):
         if pause_s == 0:
             self._ask(sending.finished_at_s)
         else:
-            due_s = sending.finished_at_s + pause_s
-            self._at(due_s, partial(self._ask, due_s))
+            self._ask_at(sending.finished_at_s + pause_s)
 
     def _pause_s(self, sending: Sending) -> float:
         refused = sending.sent_at_s is None or sending.http_status in _UNSERVED

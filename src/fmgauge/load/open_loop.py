@@ -80,9 +80,10 @@ class OpenLoopShard(StageShard):
             self._next_s = next(self._arrivals)
             self._arrived(number, due_s)
 
-    def _counted_done(self) -> bool:
+    def _counted_done(self, at_s: float) -> bool:
         none_waits = not self._waiting or self._waiting[0][0] >= self._n_counted
-        return none_waits and super()._counted_done()
+        all_came = self._next_number >= self._n_counted
+        return none_waits and all_came and super()._counted_done(self._clock.now_s())
 
     def _complete_window(self) -> None:
         self._send_until(self._window_end_s)

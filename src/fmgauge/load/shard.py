@@ -181,7 +181,7 @@ class StageShard(ABC):
         self.in_flight -= 1
         if sending.phase != "drain":
             self._counted_in_flight -= 1
-        if not self._counted_in_flight and self._counted_done():
+        if not self._counted_in_flight and self._counted_done(sending.finished_at_s):
             self._counted_over.set()
             if self._shard.count == 1:  # else the others' requests are to end under full load
                 self._stopping = True
@@ -191,9 +191,9 @@ class StageShard(ABC):
             self._loop.call_soon(self._flush)  # with all else that ends in this turn of the loop
         self._rows.append(sending.row())
 
-    def _counted_done(self) -> bool:
-        """Whether, with none of warm-up and window in flight, none is to come either."""
-        return self._clock.now_s() >= self._window_end_s
+    def _counted_done(self, at_s: float) -> bool:
+        """Whether, with the last of warm-up and window ended at `at_s`, none is to come either."""
+        return at_s >= self._window_end_s
 
     def _flush(self) -> None:
         rows, self._rows = self._rows, []
