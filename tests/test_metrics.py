@@ -741,14 +741,25 @@ def test_an_hourly_price_under_think_time_has_no_interval():
 
 
 def test_places_that_nobody_could_hold_are_not_the_client_s():
-    """Think time, and an endpoint that takes no connection, empty places on purpose."""
-    thinking = summary(*sent_late(0, 0.0), concurrency=200, holds_level=False)
-    refused = summary(
-        *sent_late(0, 0.0), failed("connection_error", sent_at_s=None), concurrency=200
-    )
-    opened = open_summary(*sent_late(0, 0.0))
+    """Think time, and the pause after a refusal, empty places on purpose."""
+    kept = sent_late(0, 0.0)  # 100 in flight
+    thinking = summary(*kept, concurrency=200, holds_level=False)
+    unreachable = [failed("connection_error", sent_at_s=None, http_status=None)] * 40
+    refused = [failed("throttled", http_status=429)] * 40  # 20 in flight, 2 places that pause
+    opened = open_summary(*kept)
 
-    assert [found["client_limited"] for found in (thinking, refused, opened)] == ["", "", ""]
+    found = [summary(*kept, *some, concurrency=123) for some in (unreachable, refused)]
+
+    assert [one["client_limited"] for one in (thinking, *found, opened)] == [""] * 4
+
+
+def test_a_refusal_excuses_no_place_but_its_own():
+    """One request without a connection does not hide that half of the places stood empty."""
+    unreachable = failed("connection_error", sent_at_s=None, http_status=None)
+
+    found = summary(*sent_late(0, 0.0), unreachable, concurrency=200)
+
+    assert found["client_limited"] == "100.5 requests were in flight on average instead of 200"
 
 
 # --- prices --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from fmgauge.load.shard import PAUSE_AFTER_REFUSAL_S, StageShard
 from fmgauge.transport import Clock
 
 _LONGEST_RAMP_UP_S = 5.0
-_UNSERVED = (429, 503)
+UNSERVED = (429, 503)
 
 
 class ClosedLoopShard(StageShard):
@@ -93,7 +93,7 @@ class ClosedLoopShard(StageShard):
             self._ask_at(sending.finished_at_s + pause_s)
 
     def _pause_s(self, sending: Sending) -> float:
-        refused = sending.sent_at_s is None or sending.http_status in _UNSERVED
+        refused = sending.sent_at_s is None or sending.http_status in UNSERVED
         think_time_s = self._load.think_time_s
         return max(think_time_s, PAUSE_AFTER_REFUSAL_S) if refused else think_time_s
 

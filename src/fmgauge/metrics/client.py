@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fmgauge.metrics.columns import Value, ratio
-from fmgauge.metrics.requests import STATUSES, Requests
+from fmgauge.metrics.requests import Requests
 from fmgauge.records import StageInfo
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ def client_columns(
     budgets: Budgets,
     *,
     mean_in_flight: float,
+    mean_paused: float,
     holds_level: bool,
 ) -> dict[str, Value]:
     """What the client had to do, whether its schedule was kept, and where it was the bottleneck."""
     asked = (info.request_rate or math.nan) * (info.window_end_s - info.window_start_s)
     use = info.client
     reasons = [*_late_sends(info, measured, _most_send_delay_s(budgets)), *_overload(info)]
-    unreachable = measured.status == STATUSES.index("connection_error")
-    if holds_level and not unreachable.any():  # such a request leaves its place empty for a while
-        reasons += _slack(info, mean_in_flight)
+    if holds_level:
+        reasons += _slack(info, mean_in_flight, mean_paused)
     return {
         "achieved_rate_ratio": ratio(len(measured), asked),
         "held_back": info.held_back,
@@ -80,8 +80,10 @@ def _overload(info: StageInfo) -> Iterator[str]:
         yield f"the client used {100 * cpu_share:.0f} % of a core"
 
 
-def _slack(info: StageInfo, mean_in_flight: float) -> Iterator[str]:
-    if info.concurrency is not None and mean_in_flight < LEAST_HELD * info.concurrency:
+def _slack(info: StageInfo, mean_in_flight: float, mean_paused: float) -> Iterator[str]:
+    """Whether places stood empty that no refusal had emptied on purpose."""
+    held = mean_in_flight + mean_paused
+    if info.concurrency is not None and held < LEAST_HELD * info.concurrency:
         on_average = f"{mean_in_flight:.4g} requests were in flight on average"
         yield f"{on_average} instead of {info.concurrency}"
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fmgauge.load.closed_loop import UNSERVED
+from fmgauge.load.shard import PAUSE_AFTER_REFUSAL_S
 from fmgauge.metrics.columns import ratio
 from fmgauge.metrics.requests import Flags, Floats, Requests, TokenChunks
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from fmgauge.config.model import Budgets
 
 Window = tuple[float, float]
+_TIMER_S = 0.002  # by which a pause may be longer than it was to be
 
 
 class StreamedTokens:
@@ -81,6 +84,15 @@ def _in_flight_s(requests: Requests, window_s: Window) -> float:
     start_s, finished_s = requests.start_s, requests.finished_s
     share = window_share(start_s, finished_s, window_s)
     return float((share * (finished_s - start_s)).sum())
+
+
+def mean_paused(requests: Requests, window_s: Window) -> float:
+    """How many places of a closed loop stood empty on average, each for a while after a refusal."""
+    refused = np.isnan(requests.sent_s) | np.isin(requests.http_status, UNSERVED)
+    pause_s = PAUSE_AFTER_REFUSAL_S + _TIMER_S
+    free_s = requests.finished_s[refused]
+    share = window_share(free_s, free_s + pause_s, window_s)
+    return ratio(float(share.sum()) * pause_s, window_s[1] - window_s[0])
 
 
 def in_flight_max(requests: Requests, window_s: Window) -> float:

@@ -28,7 +28,7 @@ TOKEN_COLUMNS = ("phase", "status", "token_at_s", "chunk_tokens")
 _COLUMNS = (
     *TOKEN_COLUMNS,
     *("intended_at_s", "connected_at_s", "sent_at_s", "finished_at_s"),
-    *("prompt_tokens", "output_tokens", "finish_reason", "token_source"),
+    *("prompt_tokens", "output_tokens", "finish_reason", "token_source", "http_status"),
 )
 
 
@@ -97,6 +97,7 @@ class Requests:
     finished_s: Floats
     prompt_tokens: Floats
     output_tokens: Floats
+    http_status: Floats
 
     @classmethod
     def of(cls, records: pa.RecordBatch, chunks: TokenChunks) -> Self:
@@ -118,6 +119,7 @@ class Requests:
             finished_s=finished_s,
             prompt_tokens=_floats(records.column("prompt_tokens")),
             output_tokens=_floats(records.column("output_tokens")),
+            http_status=_floats(records.column("http_status")),
         )
 
     @classmethod

@@ -12,7 +12,7 @@ from fmgauge.metrics.columns import FAILURES, Value, ratio
 from fmgauge.metrics.gaps import GapSample
 from fmgauge.metrics.latencies import itl_columns, latencies
 from fmgauge.metrics.prices import prices
-from fmgauge.metrics.rates import StreamedTokens, window_rates, within_limits
+from fmgauge.metrics.rates import StreamedTokens, mean_paused, window_rates, within_limits
 from fmgauge.metrics.requests import STATUSES, Floats, Requests, read_requests, sending_order
 from fmgauge.pricing import Price
 from fmgauge.records import Batches, StageInfo
@@ -49,6 +49,7 @@ def stage_summary(
         measured,
         budgets,
         mean_in_flight=rates["mean_in_flight"],
+        mean_paused=mean_paused(requests, window_s),
         holds_level=holds_level,
     )
     return {
