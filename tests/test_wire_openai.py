@@ -412,6 +412,7 @@ def test_missing_done_in_a_cut_answer_is_a_cut() -> None:
     [
         event({"object": "error", "message": "overloaded"}),
         delta(content="a", finish_reason="error"),
+        delta(content="a", finish_reason="abort"),
         b"event: error\ndata: late",
         b'data:{"error":"overloaded","error_type":"overloaded"}\r\n\r\n',
         event({"error": "overloaded", "choices": [{"delta": {"content": "a"}}]}),

@@ -88,8 +88,8 @@ class ChoicesDecoder(Decoder):
         if not isinstance(reason, str):
             raise TypeError("a finish_reason that is no text")
         self.finish_reason = reason
-        if reason == "error":
-            self.fail('the finish_reason is "error"')
+        if reason in ("error", "abort"):  # the second is vLLM's and SGLang's word
+            self.fail(f'the finish_reason is "{reason}"')
 
     def _take_usage(self, usage: Json) -> None:
         self.take_counts(usage.get("prompt_tokens"), usage.get("completion_tokens"))
