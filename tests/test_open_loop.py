@@ -13,8 +13,11 @@ from fmgauge.config import PlannedStage
 from fmgauge.config.model import Experiment, Model, OpenaiEndpoint, OpenLoop, PythonDocsSource
 from fmgauge.config.model import Workload as WorkloadConfig
 from fmgauge.load.arrivals import arrivals_s, stage_seed
+from fmgauge.load.link import Shard, StageTask
+from fmgauge.load.open_loop import OpenLoopShard
+from fmgauge.transport import RealClock, run_event_loop
 from scripted_server import Peer, Request, ScriptedServer, answer
-from stage_runs import ClockOfLateTimers, Outcome, endpoint, run_stage
+from stage_runs import ClockOfLateTimers, LocalLink, Outcome, endpoint, payloads, run_stage
 
 
 def planned(request_rate: float, base_url: str, **load: Any) -> PlannedStage:
@@ -202,3 +205,31 @@ def test_two_stages_of_one_name_get_equal_arrivals() -> None:
     assert np.array_equal(
         arrivals_s(one.load, 50.0, seed=seeds[0]), arrivals_s(other.load, 50.0, seed=seeds[1])
     )
+
+
+class CountedAtReady(LocalLink):
+    """A link that looks, as the clock is about to start, at how much of a schedule is settled."""
+
+    shard: OpenLoopShard
+    n_settled: int | None = None
+
+    async def ready(self) -> float:
+        """Note it, then begin."""
+        self.n_settled = self.shard._n_counted
+        return await super().ready()
+
+
+def test_schedule_is_settled_before_the_clock_starts() -> None:
+    """A long one takes its time to draw, which must delay no request: it is done by then."""
+
+    async def run(stage: PlannedStage, base_url: str) -> int | None:
+        task, link = StageTask(stage, endpoint("one", base_url), payloads(), 7), CountedAtReady()
+        link.shard = OpenLoopShard(task, Shard(0, 1), link, RealClock())
+        await link.shard.run()
+        return link.n_settled
+
+    with ScriptedServer(answer) as server:
+        stage = planned(100.0, server.base_url, arrivals="constant")
+        n_settled = run_event_loop(run(stage, server.base_url))
+
+    assert n_settled == 50

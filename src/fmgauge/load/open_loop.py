@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from fmgauge.config.model import OpenLoop
-from fmgauge.load.arrivals import Instants, arrivals_s, later_arrivals_s, shard, stage_seed
+from fmgauge.load.arrivals import arrivals_s, later_arrivals_s, shard, stage_seed
 from fmgauge.load.link import Link, Shard, StageTask
 from fmgauge.load.sending import Sending
 from fmgauge.load.shard import StageShard
@@ -19,6 +19,7 @@ from fmgauge.transport import Clock
 
 _OPENED_AHEAD_S = 1.0  # connections for the requests of so much time are opened ahead
 _MOST_OPENED_AHEAD = 256
+_AT_ONCE = 4096  # instants
 
 
 class OpenLoopShard(StageShard):
@@ -40,6 +41,10 @@ class OpenLoopShard(StageShard):
         self._most_in_flight = math.inf if cap is None else shard.share(cap)
         self._waiting: deque[tuple[int, float]] = deque()  # number and instant, both of the stage
         self._next_number = shard.index
+        self._schedule = arrivals_s(self._load, self._request_rate, seed=self._seed)
+        self._n_warmup = int((self._schedule < self._load.warmup_s).sum())
+        self._n_counted = self._schedule.size
+        self._later = later_arrivals_s(self._load, self._request_rate, seed=self._seed, after_s=0.0)
 
     @property
     def _connections(self) -> int:
@@ -47,22 +52,23 @@ class OpenLoopShard(StageShard):
         return int(min(ahead, _MOST_OPENED_AHEAD, self._most_in_flight))
 
     def _start(self) -> None:
-        schedule = arrivals_s(self._load, self._request_rate, seed=self._seed)
-        self._n_warmup = int((schedule < self._load.warmup_s).sum())
-        self._n_counted = schedule.size
-        if self._load.requests == schedule.size - self._n_warmup:
-            self._window_end_s = self._origin_s + float(schedule[-1])
-        self._arrivals = self._instants(schedule)
+        if self._load.requests == self._n_counted - self._n_warmup:
+            self._window_end_s = self._origin_s + float(self._schedule[-1])
+        self._arrivals = self._instants()
         self._next_s = next(self._arrivals)
         self._send_due()
 
-    def _instants(self, schedule: Instants) -> Iterator[float]:
-        """This shard's instants on the clock, without end: of warm-up and window, then the rest."""
+    def _instants(self) -> Iterator[float]:
+        """This shard's instants on the clock, without end: of warm-up and window, then the rest.
+
+        Numbers are made of some at a time: a list of all would be as many objects, and take long.
+        """
         index, count = self._shard.index, self._shard.count
-        later = later_arrivals_s(self._load, self._request_rate, seed=self._seed, after_s=0.0)
-        yield from (shard(schedule, index, count) + self._origin_s).tolist()
-        n = schedule.size
-        for chunk in later:
+        own = shard(self._schedule, index, count)
+        for begun in range(0, own.size, _AT_ONCE):
+            yield from (own[begun : begun + _AT_ONCE] + self._origin_s).tolist()
+        n = self._n_counted
+        for chunk in self._later:
             first = (index - n) % count
             yield from (chunk[first::count] + self._origin_s).tolist()
             n += chunk.size
