@@ -7,6 +7,7 @@ import gc
 import gzip
 import socket
 import ssl
+import threading
 import weakref
 import zlib
 from collections.abc import Callable, Coroutine
@@ -326,6 +327,27 @@ def test_no_connection_is_left_open() -> None:
         with_client(server.base_url, use)
 
         assert server.comes_to(lambda: server.connections == 3 and not server.open_connections)
+
+
+def test_answer_that_comes_while_the_client_closes_is_nobody_s() -> None:
+    """A client that is closed with requests in flight ends in peace, whatever arrives meanwhile."""
+    answered = threading.Event()
+
+    async def script(_: Request, peer: Peer) -> None:
+        await peer.send(response("200 OK", b"{}"))
+        answered.set()
+
+    async def use(client: Client) -> list[Exchange]:
+        told: list[Exchange] = []
+        await client.open(1)
+        client.send(Told(told.append))
+        assert answered.wait(10)  # the loop stands still: nothing is read before it closes
+        client.send(Told(told.append))  # still connecting
+        await client.close()
+        return told
+
+    with ScriptedServer(script) as server:
+        assert with_client(server.base_url, use) == []
 
 
 def test_exchange_leaves_nothing_for_the_garbage_collector() -> None:

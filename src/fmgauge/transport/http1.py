@@ -214,11 +214,12 @@ class Client:
         """Close every connection; exchanges still in flight are not told."""
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [
-            carrier for carrier in self._in_flight.values() if isinstance(carrier, asyncio.Task)
-        ]
-        if self._spare is not None:
-            tasks.append(self._spare)
+        tasks = [] if self._spare is None else [self._spare]
+        for carrier in self._in_flight.values():
+            if isinstance(carrier, asyncio.Task):
+                tasks.append(carrier)
+            else:
+                carrier.give_up()  # its answer may come before its end does
         self._in_flight.clear()
         for task in tasks:
             task.cancel()
