@@ -103,7 +103,7 @@ class OpenLoopShard(StageShard):
         if self.in_flight < self._most_in_flight:
             self._send_numbered(number, due_s)
         else:
-            self.held_back += number < self._n_counted
+            self.held_back += self._n_warmup <= number < self._n_counted
             self._waiting.append((number, due_s))
 
     def _send_numbered(self, number: int, due_s: float) -> None:

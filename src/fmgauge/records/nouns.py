@@ -96,7 +96,7 @@ class StageInfo:
     arrivals: str | None = None
     workers: int = 1
     client: ClientUse | None = None
-    held_back: int = 0  # requests that waited because max_in_flight was reached
+    held_back: int = 0  # measured requests that waited because max_in_flight was reached
 
     @property
     def key(self) -> StageKey:
