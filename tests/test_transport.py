@@ -297,6 +297,23 @@ def test_request_that_a_100_continue_acknowledged_is_not_resent() -> None:
     assert len(server.requests) == 2
 
 
+def test_request_that_a_keeping_server_read_and_dropped_is_a_failure() -> None:
+    """Once connections are known to be kept, a close at once after reading a request fails it."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 2:
+            peer.close()
+        else:
+            await peer.send(response("200 OK", b"x"))
+
+    with ScriptedServer(script) as server:
+        _, _, third, fourth = ask_times(server.base_url, 4)
+
+    assert (third.failure.kind, third.resent) == ("connection_error", False)
+    assert fourth.failure is None
+    assert len(server.requests) == 4
+
+
 def test_connection_header_close_is_obeyed() -> None:
     """After `connection: close` the next request takes a new connection, and none is resent."""
     with ScriptedServer(script_of(response("200 OK", b"x", "Connection: close"))) as server:

@@ -8,13 +8,21 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
 
 from fmgauge.config import PlannedStage
-from fmgauge.config.model import ClosedLoop, Experiment, Model, OpenaiEndpoint, PythonDocsSource
+from fmgauge.config.model import (
+    ClosedLoop,
+    Experiment,
+    Model,
+    OpenaiEndpoint,
+    OpenLoop,
+    PythonDocsSource,
+)
 from fmgauge.config.model import Workload as WorkloadConfig
 from fmgauge.load.link import Shard, StageTask, Summary, rows_of
 from fmgauge.load.workers import WorkerDied, Workers, shards_of
@@ -184,3 +192,12 @@ def test_stage_is_split_over_no_more_workers_than_places(
 ) -> None:
     """A worker without a place would be idle."""
     assert shards_of(planned("http://127.0.0.1:1/v1", concurrency), workers) == shards
+
+
+def test_stage_with_a_limit_in_flight_has_one_worker() -> None:
+    """The limit is one queue: two would each wait while the other has places free."""
+    closed = planned("http://127.0.0.1:1/v1")
+    load = OpenLoop(kind="open_loop", request_rate=(5000.0,), max_in_flight=64)
+    capped = replace(closed, load=load, level=5000.0)
+
+    assert (shards_of(capped, 4), shards_of(capped, None)) == (1, 1)

@@ -142,17 +142,23 @@ def _run_and_write(
                 summaries = workers.run(task, shards, recorder.take, meanwhile=display.show)
             info = _info(task, summaries, started_at.isoformat())
             writer.finish(info, count_tokens=_token_counter(run, planned))
-        except FmgaugeError as error:  # what was measured until then has been paid for
+        except (FmgaugeError, OSError) as error:  # what was measured until then has been paid for
             raise StepError(_failed(planned.key, error, writer)) from error
     display.show(info.finished_at_s)
     return _summary(info, writer)
 
 
-def _failed(key: StageKey, error: FmgaugeError, writer: StageWriter) -> str:
+def _failed(key: StageKey, error: Exception, writer: StageWriter) -> str:
     """What to tell of a stage that was not completed; the records that it had are kept."""
-    n, folder = writer.n_rows, writer.fail(str(error))
-    kept = f" The {n} records that it had are kept in {folder.name}." if folder else ""
-    return f"{key} failed: {error}.{kept} Run again with --resume."
+    return f"{key} failed: {error}.{_kept(writer, str(error))} Run again with --resume."
+
+
+def _kept(writer: StageWriter, reason: str) -> str:
+    try:
+        folder = writer.fail(reason)
+    except OSError as full:  # a disk, most likely, and the reason itself
+        return f" The {writer.n_rows} records that it had could not be kept: {full}."
+    return f" The {writer.n_rows} records that it had are kept in {folder.name}." if folder else ""
 
 
 def _info(task: StageTask, summaries: Sequence[Summary], started_at: str) -> StageInfo:

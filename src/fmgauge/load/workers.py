@@ -224,7 +224,9 @@ def shards_of(planned: PlannedStage, workers: int | None) -> int:
     Where the config names no number: one for each core but one, and no more than the load needs,
     for the rest would only disturb a server on the same machine.
     """
-    places = planned.concurrency or getattr(planned.load, "max_in_flight", None) or math.inf
+    if getattr(planned.load, "max_in_flight", None) is not None:
+        return 1  # a queue for each part would wait while another part has places free
+    places = planned.concurrency or math.inf
     if workers is not None:
         return int(min(workers, places))
     per_worker = _RATE_PER_WORKER if planned.concurrency is None else _PLACES_PER_WORKER

@@ -11,7 +11,10 @@ and the callback may send the next request at once.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import sys
+import termios
 import zlib
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple, cast
@@ -24,7 +27,10 @@ from fmgauge.transport.origin import Origin
 
 MAX_RESPONSE_BYTES = 64 * 2**20
 _LOST_AT_ONCE_S = 1.0
-_CROSSING_S = 0.25  # longest that a request and a close may have been on the wire past each other
+# How long a request and a close may have been on the wire past each other: a few round trips, of
+# which making the connection took one at least, and what a busy client may be late to notice.
+_CROSSING_S = 0.01
+_CROSSING_ROUND_TRIPS = 3.0
 _SHORTEST_WATCH_S = 0.005
 _OPENED_AT_ONCE = 64
 _CLOSE_WITHIN_S = 5.0
@@ -95,6 +101,16 @@ class Exchange:
         """Learn that the exchange is over: all its attributes are final."""
 
 
+def _all_acknowledged(descriptor: int) -> bool:
+    """Whether the other host has acknowledged all that was sent; False where nobody can tell."""
+    unsent = bytearray(4)
+    try:
+        fcntl.ioctl(descriptor, termios.TIOCOUTQ, unsent)
+    except OSError:
+        return False
+    return int.from_bytes(unsent, sys.byteorder) == 0
+
+
 class Client:
     """Sends requests to one origin, each over a connection of its own while it is in flight.
 
@@ -102,8 +118,8 @@ class Client:
     without a word: also where its close crossed a request on the wire, which is then sent again,
     once, on a new connection and with a new `sent_at_s`. From then on an origin that closes right
     after an answer, and never gave two on one connection, gets a new one for every request, one of
-    which is always made ahead. A close that comes later than two messages can cross is the server's
-    answer to the request: that request failed.
+    which is always made ahead. A close that comes later than two messages can cross, or after the
+    whole request was acknowledged, is the server's answer to the request: that request failed.
     """
 
     def __init__(
@@ -256,9 +272,11 @@ class Client:
             self.break_off(exchange, failure, self.now_s())
 
     async def _connect(self) -> _Connection:
+        began_s = self.now_s()
         with ExitStack() as undone:
             connection = await self.connector.connect(lambda: self._new_connection(undone))
             undone.pop_all()
+        connection.made_in_s = self.now_s() - began_s
         return connection
 
     def _new_connection(self, undone: ExitStack) -> _Connection:
@@ -325,6 +343,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, client: Client) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.usable = False  # whether a request may be sent on it
+        self.made_in_s = 0.0
         self._client = client
         self._now_s = client.now_s
         self._transport: asyncio.Transport | None = None
@@ -334,6 +353,7 @@ class _Connection(asyncio.Protocol):
         self._connected_at_s = 0.0
         self._free_since_s = 0.0
         self._ended_at_s: float | None = None
+        self._was_taken = False  # all of the request was at a socket that the server had not closed
         # The parser's call-backs, two of them without a frame of ours.
         self._inflate: Any = None  # the decompressor of a compressed body
         self._pieces: list[bytes] = []
@@ -431,6 +451,8 @@ class _Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """Note the instant at which the server closed."""
         self._ended_at_s = self._now_s()
+        if self._transport is not None:
+            self._was_taken = _all_acknowledged(self._transport.get_extra_info("socket").fileno())
         self._close_socket()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -468,7 +490,7 @@ class _Connection(asyncio.Protocol):
         names = tuple(self._headers)
         exchange.headers = headers = {name.lower(): v for name, v in self._headers.items()}
         self._length_told = b"content-length" in headers or b"transfer-encoding" in headers
-        if headers.get(b"content-encoding", b"identity") != b"identity":
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             self._inflate = zlib.decompressobj(_ANY_DEFLATE)
         elif b"content-encoding" not in headers:
             self._plain_headers = names
@@ -536,8 +558,15 @@ class _Connection(asyncio.Protocol):
             self._client.break_off(exchange, Failure("connection_error", reason), stamp_s)
 
     def _crossed_a_close(self, exchange: Exchange, stamp_s: float) -> bool:
-        """Whether the server may have closed before the request reached it."""
+        """Whether the server may have closed before the request reached it.
+
+        Where connections are known to be kept, one that was closed after its host had acknowledged
+        the whole request was not: that request was read, and failed.
+        """
+        if self._was_taken and self._client.has_reused:
+            return False
         assert exchange.sent_at_s is not None
         unanswered = exchange.first_byte_at_s is None and not self._interim
         may_resend = exchange.reused and not exchange.resent
-        return unanswered and may_resend and stamp_s - exchange.sent_at_s < _CROSSING_S
+        longest_s = _CROSSING_S + _CROSSING_ROUND_TRIPS * self.made_in_s
+        return unanswered and may_resend and stamp_s - exchange.sent_at_s < longest_s
