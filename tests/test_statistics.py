@@ -72,10 +72,11 @@ def test_a_percentile_is_given_as_a_fraction(p):
 @settings(deadline=None)
 @given(samples, levels)
 def test_quantile_is_linear_between_order_statistics(values, p):
-    """It agrees with numpy's linear quantile."""
+    """It agrees with numpy's linear quantile, as far as the sample's spread allows it."""
     expected = float(np.quantile(values, p))
+    hair = 1e-6 + 1e-8 * (max(values) - min(values))
 
-    assert quantile(values, p) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert quantile(values, p) == pytest.approx(expected, rel=1e-6, abs=hair)
 
 
 def test_quantile_between_finite_and_infinite_is_infinite():
