@@ -36,7 +36,7 @@ class RunSettings(Strict):
     workers: PositiveInt | None = Field(
         default=None,
         description="Processes that share every stage's load; without it, one for each core but "
-        "one, at least 1.",
+        "one, at least 1, and no more than the load needs.",
     )
 
 
