@@ -381,7 +381,8 @@ RESTS = {
         "seed: 7",
         "workers: 0",
         "config.yml:1: run.workers: must be at least 1, not 0. Change it (Processes that share "
-        "every stage's load; without it, one for each core but one, at least 1)",
+        "every stage's load; without it, one for each core but one, at least 1, "
+        "and no more than the load needs)",
     ),
     "a fault below a dotted key": (
         "{local-cpu: 0.1}",
