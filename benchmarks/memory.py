@@ -49,7 +49,8 @@ def frames(requests: int) -> Iterator[bytes]:
     told = dict.fromkeys(ROW_FIELDS)
     told |= {"phase": "measured", "payload_id": "p", "status": "ok", "finish_reason": "length"}
     told |= {"token_source": "server", "http_status": 200, "connection_reused": True}
-    told |= {"prompt_tokens": 200, "output_tokens": TOKENS}
+    told |= {"prompt_tokens": 200, "max_output_tokens": TOKENS, "output_tokens": TOKENS}
+    told |= {"resent": False}
     random = np.random.default_rng(7)
     for first in range(0, requests, ROWS_A_FRAME):
         gaps = random.gamma(20.0, ITL_S / 20.0, (ROWS_A_FRAME, TOKENS))

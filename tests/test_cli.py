@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUICKSTART, ROOT, processes_of, until
+from conftest import QUICKSTART, ROOT, command, processes_of, until
+from fmgauge.cli import _as_called
 
 GOOD = """\
 run: {name: probe, seed: 7}
@@ -247,6 +250,64 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+# --- runs in which nothing is measured -----------------------------------------------------------
+
+UNREACHED = GOOD.replace("{kind: llamacpp}", "{kind: openai, base_url: URL}").replace("5m", "7b")
+
+
+@pytest.fixture
+def unreached(project) -> str:
+    """A config whose one endpoint is an address where nobody listens; the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    (project / "unreached.yml").write_text(UNREACHED.replace("URL", f'"{address}"'))
+    return address
+
+
+def test_a_run_in_which_no_stage_was_measured_has_failed(project, fmgauge, unreached):
+    """Exit code 1; reason, remedy and how to go on are told on stderr, and a report is written."""
+    done = fmgauge("run", "unreached.yml")
+
+    (folder,) = (project / "results").iterdir()
+    again = shlex.join(command("run", "unreached.yml", "--resume", folder.name))
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "fmgauge: not one stage could be measured.",
+        "one will not be measured: the first answer was no answer: connection_error: cannot "
+        f"connect: {unreached[7:-3]}: Connection refused. Check that a server answers at "
+        f"{unreached}",
+        f"Once that is mended: {again}",
+    ]
+    assert "nothing was measured" in (folder / "report.md").read_text()
+
+
+# --- how it was called ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("called", "found_by_name", "again"),
+    [
+        ("bin/fmgauge", False, "bin/fmgauge"),
+        ("bin/fmgauge", True, "fmgauge"),
+        ("my bin/fmgauge", False, "'my bin/fmgauge'"),
+        ("my bin/fmgauge", True, "'my bin/fmgauge'"),
+        ("src/fmgauge/cli.py", True, f"{sys.executable} -m fmgauge.cli"),
+    ],
+)
+def test_what_to_type_next_begins_as_this_call_did(
+    tmp_path, monkeypatch, called, found_by_name, again
+):
+    """The path as it was typed; the bare name only where the shell finds this very program."""
+    for folder in ("bin", "my bin"):
+        (tmp_path / folder).mkdir()
+        shutil.copy("/bin/true", tmp_path / folder / "fmgauge")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / ("bin" if found_by_name else "none")))
+
+    assert _as_called(called) == again
+
+
 # --- serve ---------------------------------------------------------------------------------------
 
 QUICK = "{step_s: 0.001, prefill_token_s: 0, decode_sequence_s: 0}"
@@ -270,8 +331,8 @@ def serving(project, started, monkeypatch):
     def serve(*options, endpoints=2):
         process = started("serve", "served.yml", *options)
         output = project / "output-0.txt"
-        until(lambda: output.read_text().count("(simulated)") == endpoints)
-        lines = [line.split() for line in output.read_text().splitlines()]
+        until(lambda: "Ctrl-C" in output.read_text())
+        lines = [line.split() for line in output.read_text().splitlines()[:endpoints]]
         return process, {name.rstrip(":"): address for name, address, _ in lines}
 
     return serve
@@ -322,6 +383,27 @@ def test_serve_takes_one_experiment_and_a_port(serving):
 
     assert addresses == {"two": f"http://127.0.0.1:{port}/v1"}
     assert is_healthy(addresses["two"])
+
+
+@pytest.mark.parametrize(
+    ("api", "path"),
+    [("chat", "chat/completions"), ("completions", "completions"), ("responses", "responses")],
+)
+def test_serve_tells_how_to_try_it_and_how_to_stop_it(project, serving, api, path):
+    """A curl command in the endpoint's own API, which is answered as it stands, and Ctrl-C."""
+    _, addresses = serving(
+        "--experiment", "one", "--set", f"experiments.0.endpoint.api={api}", endpoints=1
+    )
+    *_, trying, stopping = (project / "output-0.txt").read_text().splitlines()
+
+    assert stopping == "Ctrl-C stops it."
+    label, _, command = trying.partition(": ")
+    program, unbuffered, url, header_option, header, data_option, body = shlex.split(command)
+    assert (label, program, url) == ("Try it", "curl", f"{addresses['one']}/{path}")
+    assert (unbuffered, header_option, data_option) == ("-N", "-H", "-d")
+    asked = urllib.request.Request(url, body.encode(), dict([header.split(": ")]))
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        assert answer.read().count(b" light") >= 1
 
 
 def test_serve_tells_that_its_port_is_taken(project, serving, fmgauge):
@@ -378,14 +460,17 @@ def test_an_unknown_preset_is_found_by_check(project, fmgauge):
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Run `make run` with an fmgauge that only says how it was called; its output."""
+    """Run `make run` with an fmgauge that only says how it was called; exit code and output."""
     tools = tmp_path / "bin"
     tools.mkdir()
 
-    def make(*, engine, **variables):
+    def make(*, engine, code=0, **variables):
         (tmp_path / "xllamacpp.py").write_text("raise ImportError('no such wheel')")
         path = "" if engine else f"PYTHONPATH={tmp_path} "
-        scripts = {"python": f'{path}exec {sys.executable} "$@"', "fmgauge": 'echo fmgauge "$@"'}
+        scripts = {
+            "python": f'{path}exec {sys.executable} "$@"',
+            "fmgauge": f'echo fmgauge "$@"; exit {code}',
+        }
         for name, script in scripts.items():
             (tools / name).write_text(f"#!/bin/sh\n{script}\n")
             (tools / name).chmod(0o755)
@@ -396,21 +481,21 @@ def make_run(tmp_path):
         done = subprocess.run(
             command, cwd=ROOT, env=own, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, done.stderr
-        return done.stderr + done.stdout
+        return done.returncode, done.stderr + done.stdout
 
     return make
 
 
 def test_make_run_measures_the_quickstart_where_the_engine_works(make_run):
     """The real engine is what `make run` is for."""
-    assert make_run(engine=True).splitlines() == ["fmgauge run configs/quickstart.yml"]
+    assert make_run(engine=True) == (0, "fmgauge run configs/quickstart.yml\n")
 
 
 def test_make_run_simulates_where_there_is_no_engine(make_run):
     """It says why, and that what follows is simulated."""
-    output = make_run(engine=False)
+    code, output = make_run(engine=False)
 
+    assert code == 0
     assert "no such wheel" in output
     assert "simulated servers" in output
     assert output.splitlines()[-1] == "fmgauge run configs/simulated-instances.yml"
@@ -418,9 +503,15 @@ def test_make_run_simulates_where_there_is_no_engine(make_run):
 
 def test_make_run_measures_the_config_that_was_asked_for(make_run):
     """A config of the user's own is never replaced."""
-    output = make_run(engine=False, CONFIG="configs/openai-endpoint.yml")
+    made = make_run(engine=False, CONFIG="configs/openai-endpoint.yml")
 
-    assert output.splitlines() == ["fmgauge run configs/openai-endpoint.yml"]
+    assert made == (0, "fmgauge run configs/openai-endpoint.yml\n")
+
+
+@pytest.mark.parametrize(("code", "ends_well"), [(0, True), (3, True), (1, False), (2, False)])
+def test_make_run_ends_well_where_something_was_measured(make_run, code, ends_well):
+    """Also where no candidate met the budgets, for that is an answer."""
+    assert (make_run(engine=True, code=code)[0] == 0) is ends_well
 
 
 def test_every_shipped_config_passes_check(fmgauge):

@@ -370,6 +370,19 @@ RESTS = {
         "it (Shape of the gamma distribution: 1 is Poisson, less is burstier, more is smoother. "
         "Only with arrivals: gamma)",
     ),
+    "a bad number before a default that hangs on it": (
+        "duration_s: 9",
+        "requests: 0",
+        "config.yml:15: experiments.0.load.0.requests: must be at least 1, not 0. "
+        "Change it (Most requests to measure; without it, as many as the time holds)",
+    ),
+    "a count that no float holds": (
+        CLOSED,
+        f"{OPEN}, requests: 1{'0' * 400}",
+        "config.yml:15: experiments.0.load.0.requests: must be at most 1e+15, not "
+        f"1{'0' * 58}…. "
+        "Change it (Most requests to measure; without it, as many as the time holds)",
+    ),
     "a negative think time": (
         "duration_s: 9",
         "duration_s: 9, think_time_s: -1",
@@ -525,6 +538,21 @@ FLOATS = {
         "experiments.0.load.0.ramp_to_rate",
         15,
     ),
+    "burstiness": (
+        CLOSED,
+        "kind: open_loop, request_rate: [1], arrivals: gamma, burstiness: {}",
+        "experiments.0.load.0.burstiness",
+        15,
+    ),
+    **{
+        key: ("duration_s: 9", f"{key}: {{}}", f"experiments.0.load.0.{key}", 15)
+        for key in (
+            "ramp_up_s",
+            "connect_timeout_s",
+            "first_byte_timeout_s",
+            "between_bytes_timeout_s",
+        )
+    },
     "think_time_s": ("duration_s: 9", "think_time_s: {}", "experiments.0.load.0.think_time_s", 15),
     "drain_s": ("duration_s: 9", "drain_s: {}", "experiments.0.load.0.drain_s", 15),
     "error_rate": ("error_rate: 0.5", "error_rate: {}", "budgets.error_rate", 22),
@@ -549,6 +577,26 @@ def test_no_number_may_be_infinite_or_not_a_number(field, value):
     told = refusal(changed(before, after.format(value)))
 
     assert told.startswith(f"config.yml:{line}: {key}: must be a finite number, not {value}. ")
+
+
+MAY_BE_ZERO = {"warmup_s", "think_time_s", "drain_s", "ramp_up_s", "error_rate"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, value) for field in FLOATS for value in ("-1", "nan", '"-1"', "[1]", "true")),
+        *((field, "0") for field in FLOATS if field not in MAY_BE_ZERO),
+    ],
+)
+def test_no_number_may_be_too_low_or_something_else(field, value):
+    """Below its least, a word, a text, a list: one line, with the key and where it stands."""
+    before, after, key, line = FLOATS[field]
+
+    told = refusal(changed(before, after.format(value)))
+
+    assert told.startswith(f"config.yml:{line}: {key}: must be ")
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize("value", [".nan", "[1, {b: .inf}]"])
@@ -682,6 +730,24 @@ CROSS = {
         "config.yml:15: experiments.0.load.0.arrivals: a ramp needs a window of known length. "
         "Give duration_s",
     ),
+    "a ramp that a count would end": (
+        CLOSED,
+        f"{OPEN}, arrivals: ramp, ramp_to_rate: 9, requests: 5, duration_s: 9",
+        "config.yml:15: experiments.0.load.0.requests: a count could end the window before the "
+        "ramp. Remove it",
+    ),
+    "a rate beyond any number": (
+        CLOSED,
+        "kind: open_loop, request_rate: [1.0e+308]",
+        "config.yml:15: experiments.0.load.0.request_rate.0: 1e+308 would be inf requests in one "
+        "stage, more than 2e+07. Lower it, or shorten the stage",
+    ),
+    "an open loop without an end": (
+        CLOSED,
+        f"{OPEN}, duration_s: null",
+        "config.yml:15: experiments.0.load.0.duration_s: nothing ends the window. "
+        "Give duration_s, requests, or both",
+    ),
     "more arrivals than memory holds": (
         CLOSED,
         "kind: open_loop, request_rate: [1000000]",
@@ -715,6 +781,127 @@ def test_fields_that_do_not_fit_each_other_are_told(case):
     before, after, expected = CROSS[case]
 
     assert refusal(changed(before, after)) == expected
+
+
+# --- fields of a request body ---------------------------------------------------------------------
+
+
+def with_fields(fields: str, api: str = "chat") -> str:
+    """GOOD with fields for every request body."""
+    return changed("{kind: openai,", f"{{kind: openai, api: {api}, extra_body: {{{fields}}},")
+
+
+ONE_ANSWER = "must be 1: one request is measured as one answer. Remove it"
+PROMPTS = "is taken from the workload's prompts. Remove it, and change the workload"
+LENGTH = "is taken from the workload's max_output_tokens. Remove it, and set the length there"
+USAGE = (
+    "must hold include_usage: true, which asks for the server's token counts. "
+    "Add it, or remove stream_options"
+)
+
+
+@pytest.mark.parametrize("api", ["chat", "completions", "responses"])
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("n: 2", ONE_ANSWER),
+        ("n: true", ONE_ANSWER),
+        ("n: null", ONE_ANSWER),
+        ("best_of: 3", ONE_ANSWER),
+        ("stream: false", "must be true: tokens are timed as they stream in. Remove it"),
+        (
+            "echo: true",
+            "must be false: the prompt's own text would be timed as the first token. Remove it",
+        ),
+        (
+            "model: other",
+            "is taken from the experiment's model.name. Remove it, and set the name there",
+        ),
+    ],
+)
+def test_a_field_that_would_change_what_is_measured_is_refused(api, field, told):
+    """One request is one streamed answer of the experiment's model, whatever extra_body adds."""
+    key = field.split(":")[0]
+
+    assert refusal(with_fields(field, api)) == (
+        f"config.yml:11: experiments.0.endpoint.extra_body.{key}: {told}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("api", "field", "told"),
+    [
+        ("chat", "messages: []", PROMPTS),
+        ("completions", "prompt: [a, b]", PROMPTS),
+        ("responses", "input: a", PROMPTS),
+        ("chat", "max_tokens: 100", LENGTH),
+        ("completions", "max_tokens: 9", LENGTH),
+        ("responses", "max_output_tokens: 9", LENGTH),
+        ("chat", "stream_options: null", USAGE),
+        ("chat", "stream_options: {include_usage: false}", USAGE),
+        ("completions", "stream_options: {continuous_usage_stats: true}", USAGE),
+    ],
+)
+def test_a_field_that_an_api_s_requests_have_already_is_refused(api, field, told):
+    """What the config sets elsewhere is set there alone; usage may be asked for in more ways."""
+    key = field.split(":")[0]
+
+    assert refusal(with_fields(field, api)) == (
+        f"config.yml:11: experiments.0.endpoint.extra_body.{key}: {told}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("api", "fields"),
+    [
+        ("chat", "n: 1, stream: true, echo: false, ignore_eos: true, temperature: 0"),
+        ("chat", "stream_options: {include_usage: true, continuous_usage_stats: true}"),
+        ("chat", "max_completion_tokens: 100"),
+        ("completions", "best_of: 1, min_tokens: 4"),
+        ("responses", "stream_options: {include_obfuscation: false}, prompt: {id: p}"),
+    ],
+)
+def test_fields_that_leave_the_measured_answer_alone_are_taken(api, fields):
+    """What a server wants beside is its own affair."""
+    taken = load(with_fields(fields, api)).experiment("one").endpoint
+
+    assert taken.extra_body == yaml.safe_load(f"{{{fields}}}")
+
+
+def test_the_newer_name_of_the_output_length_must_hold_the_same_length():
+    """Its value is what is sent, so it may not belie any workload that the experiment serves."""
+    text = with_fields("max_completion_tokens: 100").replace(
+        "source: {kind: python_docs}",
+        "source: {kind: python_docs}\n    max_output_tokens: 64",
+    )
+
+    assert refusal(text) == (
+        "config.yml:12: experiments.0.endpoint.extra_body.max_completion_tokens: would replace "
+        "the 64 output tokens that workload 'long' asks for. Make them equal"
+    )
+
+
+@pytest.mark.parametrize(
+    ("drawn", "told"),
+    [
+        ("{kind: fixed, value: 9}", "9 output tokens"),
+        ("{kind: uniform, min: 1, max: 100}", "output lengths"),
+    ],
+)
+def test_the_newer_name_of_the_output_length_replaces_no_drawn_lengths(drawn, told):
+    """A synthetic workload's own lengths count, where it has any."""
+    source = "kind: synthetic, prompt_tokens: {kind: fixed, value: 9}"
+    text = with_fields("max_completion_tokens: 100").replace(
+        "{kind: python_docs}", f"{{{source}, output_tokens: {drawn}}}"
+    )
+
+    assert refusal(text) == (
+        "config.yml:11: experiments.0.endpoint.extra_body.max_completion_tokens: would replace "
+        f"the {told} that workload 'long' asks for. Make them equal"
+    )
+
+
+# --- what fits ------------------------------------------------------------------------------------
 
 
 def test_fewer_requests_than_users_are_allowed():

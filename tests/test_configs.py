@@ -45,6 +45,17 @@ def test_a_shipped_config_says_what_it_asks(path):
     assert path.read_text().startswith("# ")
 
 
+@pytest.mark.parametrize("key", ["api", "api_key_env", "extra_body", "usd_per_1m_tokens"])
+def test_what_the_config_to_copy_only_hints_at_can_be_taken_in(key, tmp_path):
+    """A commented key of configs/openai-endpoint.yml, uncommented, is a sound key at its place."""
+    text = (ROOT / "configs" / "openai-endpoint.yml").read_text()
+    assert text.count(f"# {key}: ") == 1
+    copy = tmp_path / "copy.yml"
+    copy.write_text(text.replace(f"# {key}: ", f"{key}: "))
+
+    assert planned_stages(load_config(copy).config)
+
+
 @pytest.mark.parametrize("model", CONFIG_MODELS, ids=lambda model: model.__name__)
 def test_every_field_is_described(model):
     """No key of a config goes without a description, which error messages show."""

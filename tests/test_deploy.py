@@ -18,17 +18,26 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from conftest import until
 from fmgauge.config import planned_stages
-from fmgauge.deploy import CleanUpReport, bring_up, clean_up, hold_lease, processes, serving
+from fmgauge.deploy import (
+    CleanUpReport,
+    announcements,
+    bring_up,
+    clean_up,
+    hold_lease,
+    processes,
+    serving,
+)
 from fmgauge.deploy.ledger import LedgerEvent, append, outstanding, read_ledger, times_planned
 from fmgauge.deploy.processes import ProcessId
 from fmgauge.emulator import llamacpp_server, simulated_server
 from fmgauge.emulator.lease import expired, read_lease, renew
 from fmgauge.errors import ConfigError
-from fmgauge.load import ask_once
-from fmgauge.records import Endpoint, read_endpoints
+from fmgauge.load import ask_once, run_stages
+from fmgauge.records import Endpoint, read_endpoints, read_stage, write_payloads
 from fmgauge.runs import Run, now_utc, open_run
 from scripted_server import (
     DONE,
@@ -44,6 +53,7 @@ from scripted_server import (
     response,
     usage,
 )
+from stage_runs import payloads
 
 SMALL = {"kind": "llamacpp", "layers": 2, "width": 128, "context_tokens": 512}
 QUICK = {"step_s": 0.001, "prefill_token_s": 0.0, "decode_sequence_s": 0.0}
@@ -51,7 +61,7 @@ SIMULATED = {"kind": "simulated", "profile": QUICK}
 each_kind = pytest.mark.parametrize("wanted", [SMALL, SIMULATED], ids=lambda wanted: wanted["kind"])
 
 
-def config(endpoints: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def config(endpoints: dict[str, dict[str, Any]], tokenizer: str | None = None) -> dict[str, Any]:
     """A config with one experiment for each of `endpoints`, one stage each."""
     return {
         "run": {"name": "deploy"},
@@ -61,7 +71,7 @@ def config(endpoints: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "experiments": [
             {
                 "name": name,
-                "model": {"name": "small-llama"},
+                "model": {"name": "small-llama", "tokenizer": tokenizer},
                 "endpoint": endpoint,
                 "instance_type": "local-cpu",
                 "workloads": ["docs"],
@@ -78,9 +88,11 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Open runs in this test's folder; whatever they started is gone at the end."""
     runs: list[Run] = []
 
-    def open_here(run_id: str = "run", **endpoints: dict[str, Any]) -> Run:
+    def open_here(
+        run_id: str = "run", tokenizer: str | None = None, **endpoints: dict[str, Any]
+    ) -> Run:
         path = tmp_path / f"{run_id}.yml"
-        path.write_text(yaml.safe_dump(config(endpoints)))
+        path.write_text(yaml.safe_dump(config(endpoints, tokenizer)))
         runs.append(open_run(path, run_id))
         return runs[-1]
 
@@ -324,6 +336,113 @@ def test_endpoint_that_only_refuses_has_failed(opened: Callable[..., Run]) -> No
 
     assert (remote.state, len(server.requests)) == ("failed", 3)
     assert "HTTP 500: oops" in (remote.error or "")
+
+
+# --- servers that refuse to be asked for usage ----------------------------------------------------
+
+
+def refuses(field: str, status: str) -> Script:
+    """A script that refuses whoever sends `field`, each time in other words; it tells no usage."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if field in request.fields:
+            words = f"question {request.number}: {field} is not permitted"
+            await peer.send(response(status, words.encode()))
+            return
+        text, finish = delta(content="a"), delta(finish_reason="length")
+        await peer.send(STREAM_HEAD, *map(chunk, (text, finish, DONE)), LAST_CHUNK)
+
+    return script
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "422 Unprocessable Entity"])
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_question_is_put_again_without_stream_options_and_that_is_remembered(
+    opened: Callable[..., Run], status: str, api: str
+) -> None:
+    """One more question makes it ready; the next bring-up of the run leaves the field out."""
+    with ScriptedServer(refuses("stream_options", status)) as server:
+        run = opened(remote={"kind": "openai", "base_url": server.base_url, "api": api})
+        (first,) = bring_up(run)
+        (again,) = bring_up(run)
+
+    assert (first.state, first.error, first.usage_in_stream) == ("ready", None, False)
+    assert again == first == read_endpoints(run.endpoints_path)["remote"]
+    assert ["stream_options" in r.fields for r in server.requests] == [True, False, False]
+
+
+def test_server_that_takes_stream_options_is_asked_once(opened: Callable[..., Run]) -> None:
+    """Usage is asked for wherever nothing speaks against it."""
+    with ScriptedServer(answer) as server:
+        (remote,) = bring_up(opened(remote={"kind": "openai", "base_url": server.base_url}))
+
+    assert (remote.state, remote.usage_in_stream) == ("ready", True)
+    assert ["stream_options" in r.fields for r in server.requests] == [True]
+
+
+def test_refusal_for_another_reason_is_told_as_it_was_first_told(
+    opened: Callable[..., Run],
+) -> None:
+    """Where leaving the field out does not help, the first answer is the reason."""
+    with ScriptedServer(refuses("max_tokens", "400 Bad Request")) as server:
+        (remote,) = bring_up(opened(remote={"kind": "openai", "base_url": server.base_url}))
+
+    assert (remote.state, remote.usage_in_stream) == ("failed", True)
+    assert remote.error == (
+        "the first answer was no answer: http_error: HTTP 400: "
+        "question 0: max_tokens is not permitted"
+    )
+    assert ["stream_options" in r.fields for r in server.requests] == [True, False]
+
+
+def test_stream_options_of_the_config_are_not_left_out(opened: Callable[..., Run]) -> None:
+    """What extra_body asks for is what the user wants: the refusal is told."""
+    options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    with ScriptedServer(refuses("stream_options", "400 Bad Request")) as server:
+        wanted = {"kind": "openai", "base_url": server.base_url, "extra_body": options}
+        (remote,) = bring_up(opened(remote=wanted))
+
+    assert remote.state == "failed"
+    assert "stream_options is not permitted" in (remote.error or "")
+    assert all(r.fields["stream_options"] == options["stream_options"] for r in server.requests)
+
+
+def counting_characters(folder: Path) -> str:
+    """A tokenizer.json that counts every character as a token."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder / "tokenizer.json")
+
+
+def test_stage_of_a_server_that_refuses_stream_options_is_counted_by_the_tokenizer(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """No request is refused; each answer's 16 words of six characters are 96 of this tokenizer."""
+    wanted = {**SIMULATED, "faults": {"stream_options_refused": True}}
+    run = opened(tokenizer=counting_characters(tmp_path), one=wanted)
+    write_payloads(run.payloads_path("docs"), payloads())
+
+    with serving(run) as up:
+        (key,) = run_stages(run, up.endpoints, up.release)
+
+    _, table = read_stage(run.stage_folder(key))
+    told = {(r["status"], r["token_source"], r["output_tokens"]) for r in table.to_pylist()}
+    assert told == {("ok", "tokenizer", 96)}
+    assert {*table["prompt_tokens"].to_pylist()} == {7}
+
+
+def test_announcements_tell_what_is_not_as_it_was_asked_for(opened: Callable[..., Run]) -> None:
+    """A line on what failed and on what tells no usage; of all else nothing."""
+    silent = {**SIMULATED, "faults": {"stream_options_refused": True}}
+    gone = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}
+
+    lines = list(announcements(bring_up(opened(sound=SIMULATED, silent=silent, gone=gone))))
+
+    assert len(lines) == 2
+    assert lines[0].startswith("silent: its server refuses stream_options")
+    assert "the tokenizer counts its tokens" in lines[0]
+    assert lines[1].startswith("gone will not be measured: ")
 
 
 # --- simulated endpoints --------------------------------------------------------------------------

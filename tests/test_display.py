@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,14 @@ PROGRESS = Progress(
     phase="measured",
     in_flight=4,
     requests_done=72,
+    measured_done=37,
+    measured_planned=None,
     failed=3,
     request_rate=28.66,
     elapsed_s=2.5,
     stage_remaining_s=61.0,
     run_remaining_s=4000.0,
+    later_requests=0,
 )
 
 
@@ -53,6 +57,38 @@ def test_the_load_is_told_in_two_lines():
     assert progress_lines(PROGRESS) == (
         "stage 2 of 12: one/short/concurrency-4",
         "measured, 72 done, 3 failed, 28.7/s, left: 1 min 1 s here, 1 h 6 min 40 s in all",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"measured_planned": 100},
+            "37/100 done, 3 failed, 28.7/s, left: about 1 min 1 s here, 1 h 6 min 40 s in all",
+        ),
+        (
+            {"measured_planned": 100, "stage_remaining_s": None},
+            "37/100 done, 3 failed, 28.7/s, left: unknown here, at least 1 h 6 min 40 s in all",
+        ),
+        (
+            {"later_requests": 200},
+            "72 done, 3 failed, 28.7/s, left: 1 min 1 s here, 1 h 6 min 40 s + 200 requests in all",
+        ),
+    ],
+)
+def test_what_a_count_ends_is_told_as_far_as_it_is_known(changes, told):
+    """How many of the count are done, a guess of the time left, and counts of stages to come."""
+    assert progress_lines(replace(PROGRESS, **changes))[1] == f"measured, {told}"
+
+
+def test_a_notebook_s_line_tells_the_same_in_one():
+    """Stage, requests and what is left, in seconds."""
+    counted = replace(PROGRESS, measured_planned=100, later_requests=200)
+
+    assert str(counted) == (
+        "stage 2 of 12: one/short/concurrency-4 (measured), 4 in flight, 37/100 done, 3 failed, "
+        "28.7/s, left: about 61 s in the stage, 4000 s + 200 requests in all"
     )
 
 
@@ -96,13 +132,15 @@ display = display_for(find_run(sys.argv[1]))
 display.notebook("1_prepare_data", "running")
 display.notebook("1_prepare_data", "done")
 display.notebook("3_run_inference", "running")
+display.notebook("3_run_inference", "interrupted")
 display.say("one line that stays")
 display.close()
+display.say("the last word")
 """
 
 
 def test_a_terminal_gets_a_live_picture(run):
-    """On a pseudo-terminal: every notebook with its mark, the load, and lines that stay."""
+    """On a pseudo-terminal: every notebook with its mark, the load, lines that stay, the end."""
     write_json(run.progress_path, PROGRESS)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", LIVE, str(run.folder)]
@@ -116,6 +154,9 @@ def test_a_terminal_gets_a_live_picture(run):
     for expected in ("✓ 1_prepare_data", "▶ 3_run_inference", "· 6_clean_up", "72 done, 3 failed"):
         assert expected in shown
     assert "one line that stays" in shown
+    below = shown.rpartition("6_clean_up")[2]
+    assert "✗ 3_run_inference" in shown
+    assert ("the last word" in below, "one line" in below) == (True, False)
 
 
 def read_all(terminal: int) -> str:

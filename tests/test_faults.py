@@ -211,6 +211,15 @@ def test_usage_that_is_wrong_is_the_server_s_word(faulty: Faulty) -> None:
         assert len(record.token_at_s) == OUTPUT_TOKENS
 
 
+def test_usage_that_is_wrong_is_counted_as_doubtful(faulty: Faulty) -> None:
+    """Exactly the measured answers whose usage the server falsified, and no other of its faults."""
+    struck = [record for record in faulty.struck_by("usage_wrong") if record.phase == "measured"]
+
+    assert len(struck) > 0
+    assert faulty.metrics["n_doubtful_counts"] == len(struck)
+    assert metrics_of(faulty.clean)["n_doubtful_counts"] == 0
+
+
 def test_role_chunks_that_come_thrice_are_no_tokens(faulty: Faulty) -> None:
     """A first token is never earlier than the server's, however many chunks came before it."""
     records = faulty.struck_by("duplicate_role")

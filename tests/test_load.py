@@ -8,19 +8,22 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fmgauge.config import planned_stages
 from fmgauge.config.loading import load_config
 from fmgauge.errors import ConfigError, StepError
 from fmgauge.load import Progress, ask_once, read_progress, run_stages
-from fmgauge.records import Endpoint, StageKey, read_stage, write_payloads
+from fmgauge.records import Endpoint, StageKey, read_stage, write_endpoints, write_payloads
 from fmgauge.runs import Run, open_run
 from scripted_server import (
     DONE,
@@ -38,7 +41,7 @@ from scripted_server import (
     response,
     usage,
 )
-from simulated_runs import closed_loop
+from simulated_runs import closed_loop, metrics_of
 from stage_runs import ClockOfLateTimers, Outcome, endpoint, payloads, run_stage
 
 CONFIG = """
@@ -59,6 +62,11 @@ experiments:
     workloads: [short]
     load: *load
 """
+LENGTH_FIELDS = {
+    "chat": ("max_tokens", "max_completion_tokens"),
+    "completions": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+}
 PHASES = ("warmup", "measured", "drain")
 
 
@@ -421,6 +429,57 @@ def test_failure_is_a_record_and_the_loop_goes_on(
     assert len(outcome.measured) > 3
 
 
+def test_request_that_was_sent_twice_says_so() -> None:
+    """Of a server that drops each connection's second request, what came twice is marked resent."""
+    carried: set[int] = set()
+    comings: Counter[str] = Counter()
+
+    async def script(request: Request, peer: Peer) -> None:
+        comings[request.headers["x-request-id"]] += 1
+        if request.connection in carried:
+            peer.reset()
+        else:
+            carried.add(request.connection)
+            await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        planned = closed_loop(2, warmup_s=0.0, requests=30)
+        outcome = run_stage(planned, endpoint("one", server.base_url))
+
+    twice = {name for name, n in comings.items() if n == 2}
+    assert twice
+    assert {record.request_id for record in outcome.records if record.resent} == twice
+    measured = {record.request_id for record in outcome.measured}
+    assert metrics_of(outcome)["n_resent"] == len(twice & measured)
+
+
+@pytest.mark.parametrize(
+    ("api", "extra_body", "asked"),
+    [
+        ("chat", {}, 16),
+        ("chat", {"temperature": 0, "max_output_tokens": 3}, 16),  # no field of this API
+        ("chat", {"max_tokens": 5}, 5),
+        ("chat", {"max_completion_tokens": 300}, 300),
+        ("chat", {"max_tokens": None}, None),
+        ("completions", {"max_tokens": 5}, 5),
+        ("responses", {"max_output_tokens": 5}, 5),
+        ("responses", {"max_tokens": 5}, 16),
+    ],
+)
+def test_record_says_how_many_tokens_were_asked_for(
+    api: Any, extra_body: dict[str, Any], asked: int | None
+) -> None:
+    """The payload's length, unless the endpoint's own body sets another or none."""
+    with ScriptedServer(answer) as server:
+        at = endpoint("one", server.base_url, api=api, extra_body=extra_body)
+        record = ask_once(at, max_output_tokens=16)
+
+    (request,) = server.requests
+    sent = [request.fields.get(name) for name in LENGTH_FIELDS[api] if name in request.fields]
+    assert record.max_output_tokens == asked
+    assert sent == [asked]
+
+
 def test_dead_endpoint_is_not_hammered(run_loop: Callable[..., Outcome]) -> None:
     """Where nobody listens every attempt is a record, and each place pauses before the next."""
     with socket.create_server(("127.0.0.1", 0)) as held:
@@ -610,6 +669,89 @@ def test_tokens_are_counted_where_the_server_counts_none(
     assert row["response_text"] is None
 
 
+# --- a full disk ---------------------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+import psutil
+from fmgauge.errors import StepError
+from fmgauge.load import run_stages
+from fmgauge.records import read_endpoints
+from fmgauge.runs import find_run
+
+run, most_bytes = find_run(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+try:
+    run_stages(run, read_endpoints(run.endpoints_path), announce=lambda _: None)
+except StepError as error:
+    print(error)
+print(psutil.Process().children())
+"""
+
+
+async def _bulky(_: Request, peer: Peer) -> None:
+    """Script: 10 KB of text that cannot be compressed by more than half, its tokens not told."""
+    text = delta(content=os.urandom(5_000).hex())
+    await peer.send(STREAM_HEAD, *map(chunk, (text, delta(finish_reason="stop"), DONE)), LAST_CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("script", "duration_s", "most_bytes"),
+    [
+        pytest.param(_bulky, "null, requests: 5000", 1_000_000, id="in the middle"),
+        pytest.param(answer, 0.2, 2_000, id="in the last records"),
+        pytest.param(answer, 0.2, 20, id="at once"),
+    ],
+)
+def test_full_disk_fails_the_stage_and_it_is_run_again(
+    new_run: Callable[..., Run], script: Script, duration_s: Any, most_bytes: int
+) -> None:
+    """Where a file can grow no further the stage ends with the disk's reason and leaves nothing.
+
+    The system's limit on a file's size stands for the disk: writing fails in just the same way.
+    """
+    with ScriptedServer(script) as server:
+        run = new_run(server.base_url, duration_s=duration_s)
+        write_endpoints(run.endpoints_path, [endpoint("two", server.base_url)])
+        command = [sys.executable, "-c", LIMITED, str(run.folder), str(most_bytes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+
+    said, workers = done.stdout.splitlines()
+    assert said.startswith("two/short/concurrency-2 failed: [Errno 27] ")
+    assert "File too large" in said
+    assert said.endswith("could not be kept. Run again with --resume.")
+    assert (workers, done.stderr) == ("[]", "")
+    assert not [path for path in run.requests_folder.rglob("*") if path.is_file()]
+
+    with ScriptedServer(answer) as server:
+        again = run_stages(run, {"two": endpoint("two", server.base_url)}, announce=lambda _: None)
+
+    assert [read_stage(run.stage_folder(key))[0].stage for key in again] == ["concurrency-2"]
+
+
+def test_stage_that_is_whole_after_all_replaces_what_was_kept_of_its_failure(
+    new_run: Callable[..., Run],
+) -> None:
+    """A worker that died left its records beside the stage's place; the next try removes them."""
+
+    async def killing(request: Request, peer: Peer) -> None:
+        await answer(request, peer)
+        if request.number == 20:
+            worker, *_ = psutil.Process().children()
+            worker.kill()
+
+    with ScriptedServer(killing) as server:
+        run = new_run(server.base_url)
+        at = {"two": endpoint("two", server.base_url)}
+        with pytest.raises(StepError, match=r"SIGKILL.* are kept in concurrency-2\.failed\. Run"):
+            run_stages(run, at, announce=lambda _: None)
+        left = [path.name for path in run.requests_folder.glob("two/short/*")]
+        run_stages(run, at, announce=lambda _: None)
+
+    assert left == ["concurrency-2.failed"]
+    assert [path.name for path in run.requests_folder.glob("two/short/*")] == ["concurrency-2"]
+
+
 # --- progress ------------------------------------------------------------------------------------
 
 
@@ -648,6 +790,33 @@ def test_progress_counts_the_stages_to_come(
     run_stages(run, both(server.base_url), announce=note)
 
     assert left == [0.25, 0.0]
+
+
+def test_progress_of_a_count_is_estimated_by_the_rate_so_far(
+    new_run: Callable[..., Run], server: ScriptedServer
+) -> None:
+    """While a stage goes on that 400 requests end: what is missing of them, at the rate so far."""
+    seen: list[Progress] = []
+
+    async def script(request: Request, peer: Peer) -> None:
+        progress = read_progress(run.progress_path)
+        if progress is not None and progress.measured_done:
+            seen.append(progress)
+        await asyncio.sleep(0.005)
+        await answer(request, peer)
+
+    with ScriptedServer(script) as server:
+        run = new_run(server.base_url, duration_s="null, requests: 400", warmup_s=0)
+        run_stages(run, both(server.base_url), announce=lambda _: None)
+
+    during = seen[0]
+    missing = 400 - during.measured_done
+    assert (during.measured_planned, during.later_requests) == (400, 400)
+    assert 0 < missing < 400
+    assert during.stage_remaining_s == pytest.approx(missing / during.request_rate)
+    assert during.run_remaining_s == during.stage_remaining_s
+    last = read_progress(run.progress_path)
+    assert (last.measured_done, last.stage_remaining_s, last.later_requests) == (400, 0, 0)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"{}", b"[1]", b'{"stage": 1, "other": 2}'])

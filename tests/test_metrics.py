@@ -20,6 +20,7 @@ from fmgauge.metrics import (
     METRIC_COLUMNS,
     PERCENTILES,
     SEED_COLUMNS,
+    client_causes,
     compute_metrics,
     experiment_costs,
     metrics_frame,
@@ -67,6 +68,7 @@ def record(**changes: Any) -> RequestRecord:
         "first_content_at_s": 1.5,
         "finished_at_s": 2.2,
         "prompt_tokens": 100,
+        "max_output_tokens": 4,
         "output_tokens": 4,
         "reasoning_tokens": None,
         "cached_tokens": None,
@@ -77,6 +79,7 @@ def record(**changes: Any) -> RequestRecord:
         "finish_reason": "stop",
         "server_latency_s": None,
         "connection_reused": True,
+        "resent": False,
     }
     return RequestRecord(**{**values, **changes})
 
@@ -710,6 +713,33 @@ def test_a_client_that_was_the_bottleneck_says_why(stage, reason):
     assert summary(*records, **({"concurrency": 100} | facts))["client_limited"] == reason
 
 
+CAUSES = {
+    "late": "requests were sent late",
+    "late for a connection": "requests were sent late",
+    "late beyond a tenth of the limit on TTFT": "requests were sent late",
+    "late and held back": "requests were sent late",
+    "loop": "the client's event loop was late",
+    "core": "the client used up its core",
+    "slack": "too few requests were in flight",
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_a_reason_has_a_cause_without_its_numbers(name):
+    """What two stages share is the cause; alone and beside all other reasons."""
+    _, reason = LIMITED[name]
+    all_reasons = "; ".join(reason for _, reason in LIMITED.values())
+
+    assert client_causes(reason) == [CAUSES[name]]
+    assert client_causes(all_reasons) == list(dict.fromkeys(CAUSES.values()))
+
+
+def test_no_reason_has_no_cause_and_an_unknown_one_is_its_own():
+    """Nothing that was said of a stage is left out."""
+    assert client_causes("") == []
+    assert client_causes("the moon was full") == ["the moon was full"]
+
+
 def test_every_reason_why_the_client_was_the_bottleneck_is_told():
     """They stand beside one another."""
     use = ClientUse(cpu_share=1.0, loop_lag_p99_s=0.02, loop_lag_max_s=0.1)
@@ -760,6 +790,94 @@ def test_a_refusal_excuses_no_place_but_its_own():
     found = summary(*sent_late(0, 0.0), unreachable, concurrency=200)
 
     assert found["client_limited"] == "100.5 requests were in flight on average instead of 200"
+
+
+# --- what servers tell of tokens, and what was sent again -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_doubtful"),
+    [
+        ({}, 0),  # 4 tokens in 3 chunks, 4 asked for
+        ({"output_tokens": 3}, 0),
+        ({"output_tokens": 2}, 1),
+        ({"output_tokens": 5}, 1),
+        ({"output_tokens": 5, "max_output_tokens": 5}, 0),
+        ({"output_tokens": 5, "max_output_tokens": None}, 0),
+        ({"output_tokens": 2, "max_output_tokens": None}, 1),
+        ({"token_at_s": [1.5], "chunk_tokens": None, "output_tokens": 1}, 0),
+        ({"token_at_s": [], "chunk_tokens": None, "output_tokens": 5}, 1),
+        ({"output_tokens": 2, "token_source": "tokenizer"}, 0),
+        ({"output_tokens": None}, 0),
+        ({"output_tokens": 2, "status": "truncated"}, 0),
+        ({"output_tokens": 2, "phase": "drain"}, 0),
+    ],
+)
+def test_a_count_that_cannot_be_right_is_counted(changes, n_doubtful):
+    """Below the chunks that bore material, or above what was asked; of measured successes only."""
+    assert summary(record(), record(**changes))["n_doubtful_counts"] == n_doubtful
+
+
+def test_a_count_that_cannot_be_right_is_priced_as_told():
+    """Half of the tokens that came, at $2 and $10 a million: that is what is billed."""
+    found = summary(record(output_tokens=2, chunk_tokens=None), price=METERED)
+
+    assert found["n_doubtful_counts"] == 1
+    assert found["price_per_txn"] == close((100 * 2 + 2 * 10) / 1e6)
+    assert found["completion_token_count_mean"] == 2
+
+
+TOLD = st.tuples(
+    st.integers(0, 6),  # chunks
+    st.none() | st.integers(0, 8),  # output tokens
+    st.none() | st.integers(1, 8),  # asked for
+    st.sampled_from(["server", "tokenizer"]),
+    st.booleans(),  # sent again
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(TOLD, max_size=8))
+def test_doubts_and_resendings_are_counted_over_all_pieces(told):
+    """However records are read, the counts are those of a loop over the requests."""
+    records = [
+        record(
+            token_at_s=[1.5 + 0.1 * n for n in range(chunks)],
+            chunk_tokens=None,
+            output_tokens=output,
+            max_output_tokens=most,
+            token_source=source,
+            resent=resent,
+        )
+        for chunks, output, most, source, resent in told
+    ]
+    doubtful = [
+        source == "server" and output is not None and (output < chunks or output > (most or 99))
+        for chunks, output, most, source, _ in told
+    ]
+
+    found = summary(*records)
+
+    assert found["n_doubtful_counts"] == sum(doubtful)
+    assert found["n_resent"] == sum(resent for *_, resent in told)
+
+
+def test_resent_requests_are_those_of_the_window_whatever_became_of_them():
+    """A failure that was sent twice counts, a warm-up request does not."""
+    again = {"resent": True}
+
+    found = summary(record(**again), failed(**again), record(phase="warmup", **again), record())
+
+    assert (found["n_resent"], found["n_requests"]) == (2, 3)
+
+
+def test_records_that_do_not_say_what_was_asked_raise_no_doubt():
+    """Records of before these columns hold nothing in them."""
+    old = record(output_tokens=5, max_output_tokens=None, resent=None)
+
+    found = summary(old)
+
+    assert (found["n_doubtful_counts"], found["n_resent"]) == (0, 0)
 
 
 # --- prices --------------------------------------------------------------------------------------

@@ -93,7 +93,17 @@ def test_a_signal_ends_the_run_cleanly(started, tmp_path, number, code):
     assert processes_of(folder) == []
     states = step_states(folder)
     assert (states["3_run_inference"], states["6_clean_up"]) == ("interrupted", "done")
-    assert f"--resume {folder.name}" in (tmp_path / "output-0.txt").read_text()
+    output = (tmp_path / "output-0.txt").read_text().splitlines()
+    said = [line.split(" after ")[0] for line in output]
+    name = signal.Signals(number).name
+    assert said[-5:-1] == [
+        f"{name}: ending 3_run_inference, then cleaning up",
+        "3_run_inference: interrupted",
+        "6_clean_up: running",
+        "6_clean_up: done",
+    ]
+    assert said[-1].startswith(f"To go on: {sys.executable} -m fmgauge.cli run {QUICKSTART} --set ")
+    assert said[-1].endswith(f" --resume {folder.name}")
 
 
 def test_a_killed_run_ends_its_servers_and_resumes(started, fmgauge, tmp_path):
@@ -218,10 +228,18 @@ def test_a_plan_of_known_length_is_told_as_such(end):
 
 
 def test_a_plan_that_only_a_count_ends_is_told_as_the_least_that_it_takes():
-    """The warm-up of its two stages is known, and the price of that time."""
+    """The warm-up of its two stages is known, the price of that time, and the requests."""
     said = planned_with("{kind: closed_loop, concurrency: [1], requests: 10, warmup_s: 3}")
 
-    assert ", at least 6 s under load, projected cost at least $" in said
+    told = ", at least 6 s under load and as long as 20 requests take, projected cost at least $"
+    assert told in said
+
+
+def test_a_plan_whose_rate_tells_how_long_its_count_takes_is_told_as_such():
+    """Two stages of 10 requests at 2 a second, after 3 seconds of warm-up: 8 seconds each."""
+    said = planned_with("{kind: open_loop, request_rate: [2], requests: 10, warmup_s: 3}")
+
+    assert ", 16 s under load, projected cost $" in said
 
 
 def papermill_one(name: str, config: Path, cwd: Path) -> None:

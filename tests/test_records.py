@@ -74,6 +74,7 @@ RECORD = RequestRecord(
     first_content_at_s=1.1,
     finished_at_s=1.3,
     prompt_tokens=100,
+    max_output_tokens=4,
     output_tokens=4,
     reasoning_tokens=None,
     cached_tokens=0,
@@ -84,6 +85,7 @@ RECORD = RequestRecord(
     finish_reason="length",
     server_latency_s=None,
     connection_reused=True,
+    resent=False,
 )
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -109,6 +111,7 @@ RECORDS = st.builds(
     first_content_at_s=st.none() | SECONDS,
     finished_at_s=SECONDS,
     prompt_tokens=st.none() | COUNT,
+    max_output_tokens=st.none() | COUNT,
     output_tokens=st.none() | COUNT,
     reasoning_tokens=st.none() | COUNT,
     cached_tokens=st.none() | COUNT,
@@ -119,6 +122,7 @@ RECORDS = st.builds(
     finish_reason=st.none() | TEXT,
     server_latency_s=st.none() | SECONDS,
     connection_reused=st.booleans(),
+    resent=st.booleans(),
     response_text=st.none() | TEXT,
 )
 
@@ -147,7 +151,9 @@ def test_the_columns_are_the_fields_in_order():
         ("sent_at_s", "double"),
         ("prompt_tokens", "int64"),
         ("http_status", "int32"),
+        ("max_output_tokens", "int64"),
         ("connection_reused", "bool"),
+        ("resent", "bool"),
         ("error", "string"),
     ],
 )
@@ -173,6 +179,18 @@ def test_a_stage_reads_back_as_it_was_written(tmp_path):
     info, table = read_stage(folder)
     assert info == INFO
     assert [RequestRecord(**row) for row in table.to_pylist()] == [RECORD]
+
+
+def test_records_of_before_a_column_have_it_empty(tmp_path):
+    """A stage that was written when records held less is read with nothing in the new columns."""
+    write_stage(tmp_path / "stage", INFO, [RECORD, RECORD])
+    path = tmp_path / "stage" / "part-0.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["resent", "max_output_tokens"]), path)
+
+    _, table = read_stage(tmp_path / "stage")
+
+    old = replace(RECORD, resent=None, max_output_tokens=None)
+    assert [RequestRecord(**row) for row in table.to_pylist()] == [old, old]
 
 
 def test_records_come_back_in_sending_order(tmp_path):

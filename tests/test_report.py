@@ -22,7 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from fmgauge.config import planned_stages
 from fmgauge.decision import decide, write_decision
@@ -33,6 +37,7 @@ from fmgauge.records import (
     Payload,
     RequestRecord,
     StageInfo,
+    read_json,
     read_stage,
     stage_folders,
     write_endpoints,
@@ -120,6 +125,7 @@ def record_of(
         first_content_at_s=first_s if ok else None,
         finished_at_s=end_s,
         prompt_tokens=300 + 17 * (number % 13) if ok else None,
+        max_output_tokens=32,
         output_tokens=32 if ok else None,
         reasoning_tokens=None,
         cached_tokens=None,
@@ -130,6 +136,7 @@ def record_of(
         finish_reason="length" if ok else None,
         server_latency_s=None,
         connection_reused=False,
+        resent=False,
     )
 
 
@@ -906,18 +913,18 @@ def test_arrivals_of_different_kinds_are_lines_of_their_own(mixed: Report) -> No
 
 
 def test_many_candidates_under_both_kinds_have_a_panel_each(tmp_path: Path) -> None:
-    """Seven candidates make fourteen panels; ticks tell which kind of load each shows."""
+    """Seven candidates make fourteen panels; titles and ticks tell which load each shows."""
     config = loaded_with(CLOSED_LOAD, OPEN_LOAD)
     config["experiments"] = [
         {**config["experiments"][0], "name": f"candidate-{n}"} for n in range(7)
     ]
     figure = concurrency_vs_latency(read_material(build_run(tmp_path, config)))
-    ticks = [
-        [label.get_text() for label in axes.get_xticklabels()]
-        for axes in figure.axes
-        if axes.get_visible()
-    ]
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    ticks = [[label.get_text() for label in axes.get_xticklabels()] for axes in panels]
 
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        f"candidate-{n}\n{load}" for load in ("requests in flight", "requests/s") for n in range(7)
+    ]
     assert ticks == [["1", "2"]] * 7 + [["1/s", "4/s"]] * 7
 
 
@@ -929,7 +936,7 @@ def test_many_candidates_under_both_kinds_have_a_panel_each(tmp_path: Path) -> N
         (
             [CLOSED_LOAD, OPEN_LOAD, CONSTANT_LOAD],
             "Load: requests in flight, or requests per second (/s)",
-            ["1", "2", "1/s", "2/s constant", "4/s"],
+            ["1 in flight", "2 in flight", "1/s", "2/s constant", "4/s"],
         ),
     ],
 )
@@ -948,7 +955,11 @@ def test_an_axis_of_loads_says_what_its_numbers_are(
     [
         ([CLOSED_LOAD], "requests in flight", ["1", "2"]),
         ([OPEN_LOAD], "requests/s", ["1", "4"]),
-        ([CLOSED_LOAD, OPEN_LOAD], "load", ["1", "2", "1/s", "4/s"]),
+        (
+            [CLOSED_LOAD, OPEN_LOAD],
+            "load",
+            ["1 in flight", "2 in flight", "1 request/s", "4 requests/s"],
+        ),
     ],
 )
 def test_points_are_told_apart_by_their_load(
@@ -968,6 +979,28 @@ def test_growth_is_told_within_one_kind_of_load(mixed: Report) -> None:
     pairs = re.findall(r"times as high at (\d [a-z /]+?) as at (\d (?:in flight|request/s))", said)
 
     assert pairs == [("2 in flight", "1 in flight")] * 2 + [("4 requests/s", "1 request/s")] * 2
+
+
+def test_note_on_a_dataset_is_a_sentence_of_its_own(tmp_path: Path) -> None:
+    """A space stands before it."""
+    run = build_run(tmp_path)
+    facts = read_json(run.workloads_path)
+    facts["en_1-500"]["notes"] = ["3 of 60 drawn lengths were raised to 9 tokens"]
+    write_json(run.workloads_path, facts)
+
+    told = built(run).section("How this was measured")
+
+    assert ". 3 of 60 drawn lengths were raised to 9 tokens." in told
+
+
+def test_growth_that_is_not_told_is_counted(tmp_path: Path) -> None:
+    """Of six lines four are told; a space stands before the count of the others."""
+    loads = CLOSED_LOAD, OPEN_LOAD, {**OPEN_LOAD, "arrivals": "constant"}
+    said = readings(read_material(build_run(tmp_path, loaded_with(*loads))))
+
+    sentence = said["concurrency_vs_inference_latency"].partition(" Here, ")[2]
+    assert sentence.count("times as high") == 4
+    assert re.search(r" request/s( \(constant\))? \(2 more in the table below\)\.$", sentence)
 
 
 def test_pictures_of_both_kinds_keep_their_size(mixed: Report) -> None:
@@ -1002,9 +1035,31 @@ def test_a_client_that_was_the_bottleneck_is_told_wherever_its_figures_stand(
         f"the client was the bottleneck: {reason}"
     }
     assert (
-        "**The client was the bottleneck** for `llamacpp-1-slots` on `en_1-500` at 1, 4 "
-        "requests/s; and `llamacpp-4-slots` on `en_1-500` at 1, 4 requests/s, for the reasons"
+        "**The client was the bottleneck.** The client used up its core for `llamacpp-1-slots` on "
+        "`en_1-500` at 1, 4 requests/s; and `llamacpp-4-slots` on `en_1-500` at 1, 4 requests/s."
     ) in report.section("How this was measured")
+
+
+def test_a_cause_is_told_once_however_its_numbers_differ(tmp_path: Path) -> None:
+    """Two stages that were late by different counts stand behind one cause, and a loop's own."""
+    run = build_run(tmp_path, loaded_with(CLOSED_LOAD))
+    metrics = read_metrics(run)
+    late = "{} of 100 requests were sent more than 10 ms late"
+    metrics["client_limited"] = [
+        late.format(2),
+        f"{late.format(7)} (3 of them waited for a connection); the client used 95 % of a core",
+        late.format(9),
+        "",
+    ]
+    write_metrics(run, metrics)
+
+    said = report_markdown(read_material(run)).split("## How this was measured")[1]
+
+    assert (
+        "**The client was the bottleneck.** Requests were sent late for `llamacpp-1-slots` on "
+        "`en_1-500` at 1, 2 in flight; and `llamacpp-4-slots` on `en_1-500` at 1 in flight. The "
+        "client used up its core for `llamacpp-1-slots` on `en_1-500` at 2 in flight. These"
+    ) in said
 
 
 def test_a_client_that_kept_up_is_not_mentioned(mixed: Report) -> None:
@@ -1025,6 +1080,72 @@ def test_a_cap_that_was_reached_is_told(tmp_path: Path) -> None:
         "12 requests were held back because max_in_flight was reached, for `llamacpp-1-slots`"
     ) in report.section("How this was measured")
     assert "requests were sent late by" not in report.markdown
+
+
+def changed(run: Run, change: Callable[[RequestRecord], Mapping[str, Any]]) -> Run:
+    """The run with some fields of its records changed, and all that follows from them."""
+    for folder in stage_folders(run.requests_folder):
+        info, table = read_stage(folder)
+        records = [RequestRecord(**row) for row in table.to_pylist()]
+        write_stage(folder, info, [dataclasses.replace(one, **change(one)) for one in records])
+    write_files(run, [])
+    return run
+
+
+def test_token_counts_that_cannot_be_right_are_told(tmp_path: Path) -> None:
+    """By endpoint in the method, beside the answer and its recommendation, and in stages' rows."""
+
+    def halved(one: RequestRecord) -> dict[str, Any]:
+        struck = one.experiment == "llamacpp-4-slots" and one.request_id.endswith("3")
+        return {"output_tokens": 16, "chunk_tokens": None} if struck else {}
+
+    report = built(changed(build_run(tmp_path, loaded_with(CLOSED_LOAD)), halved))
+    own = [row for row in rows_of(report.run) if row["experiment_name"] == "llamacpp-4-slots"]
+    notes = [row["notes"] for row in report.table("experiment", "All stages")]
+    n, n_ok = (sum(row[name] for row in own) for name in ("n_doubtful_counts", "n_ok"))
+    chosen = read_material(report.run).recommendation.chosen
+    caveat = next(
+        f"cannot be right for {row['n_doubtful_counts']} of {row['n_ok']} answers there"
+        for row in own
+        if row["stage"] == chosen.stage
+    )
+
+    assert chosen.experiment == "llamacpp-4-slots"
+    assert n > 1
+    assert (
+        "**The endpoint's own token counts cannot be right** for "
+        f"{n} of {n_ok} answers of `llamacpp-4-slots`: they are of fewer"
+    ) in report.section("How this was measured")
+    assert caveat in report.section("Summary")
+    assert caveat in report.section("Per instance results")
+    assert notes == [
+        *("none", "none"),
+        *(f"{row['n_doubtful_counts']} impossible token counts" for row in own),
+    ]
+
+
+def test_requests_that_were_sent_again_are_told(tmp_path: Path) -> None:
+    """How many, of which stages; in those stages' rows too."""
+    run = build_run(tmp_path, loaded_with(CLOSED_LOAD))
+    first = {
+        "llamacpp-1-slots/en_1-500/concurrency-2-60",
+        "llamacpp-1-slots/en_1-500/concurrency-2-61",
+    }
+    report = built(changed(run, lambda one: {"resent": one.request_id in first}))
+
+    assert (
+        "2 measured requests were sent again on a new connection, for the server had closed the "
+        "kept one unanswered, for `llamacpp-1-slots` on `en_1-500` at 2 in flight: what counts"
+    ) in report.section("How this was measured")
+    assert [row["notes"] for row in report.table("experiment", "All stages")] == [
+        *("none", "2 sent again", "none", "none"),
+    ]
+
+
+def test_what_was_told_rightly_and_sent_once_is_not_mentioned(mixed: Report) -> None:
+    """No doubt, and no word of a second sending."""
+    assert "cannot be right" not in mixed.markdown
+    assert "sent again" not in mixed.markdown
 
 
 def test_users_who_think_are_not_said_to_hold_their_number(tmp_path: Path) -> None:
@@ -1094,6 +1215,52 @@ def test_what_was_simulated_is_labelled(tmp_path: Path) -> None:
     assert report.table("experiment", "Endpoints")[0]["settings"] == (
         "chat API, preset imitated, seed 7, with faults"
     )
+
+
+def simulated_as(**changes: Any) -> dict[str, Any]:
+    """An experiment's endpoint that is simulated, with `changes` to the experiment."""
+    return {"endpoint": {"kind": "simulated", "preset": "imitated"}, **changes}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (
+            simulated_as(instance_type="ml.a"),
+            simulated_as(instance_type="ml.b"),
+            "Nothing of it was billed: every endpoint is simulated, and the cost is what the same "
+            "time under load would cost on `ml.a` and `ml.b`.",
+        ),
+        (
+            simulated_as(instance_type="ml.a"),
+            {},
+            "Of that, $0.10 was not billed: `llamacpp-1-slots` is simulated, and the cost is what "
+            "the same time under load would cost on `ml.a`.",
+        ),
+        (
+            simulated_as(instance_type=None, model={"name": "metered-7b"}),
+            simulated_as(instance_type="ml.a"),
+            "Nothing of it was billed: every endpoint is simulated, and the cost is what the same "
+            "tokens and time under load would cost on `metered-7b` and `ml.a`.",
+        ),
+        ({}, {}, ""),
+    ],
+)
+def test_simulated_costs_are_not_said_to_be_billed(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], words: str
+) -> None:
+    """25 s at $14.40 an hour: the total says which of it nobody pays, and what it imitates."""
+    prices = {
+        "hourly_usd": {"local-cpu": 0.1, "ml.a": 14.4, "ml.b": 3.6},
+        "usd_per_1m_tokens": {"metered-7b": {"input": 1, "output": 2}},
+    }
+    config = loaded_with(CLOSED_LOAD, prices=prices)
+    one, other = config["experiments"]
+    config["experiments"] = [{**one, **first}, {**other, **second}]
+    report = built(build_run(tmp_path, config))
+    said = report.section("Summary").split("The total cost for running all experiments is ")[1]
+
+    assert re.match(rf"\$[\d.]+\.{' ' if words else ''}{re.escape(words)}\n", said)
 
 
 # --- hostile text --------------------------------------------------------------------------------
@@ -1278,6 +1445,65 @@ def test_no_two_labels_overlap_with_many_candidates(tmp_path: Path) -> None:
     assert len({label.get_text() for label in labels}) == 40
     assert min(box.x0 for box in boxes) >= 0
     assert all(low.y1 <= high.y0 for low, high in itertools.pairwise(boxes))
+
+
+def texts_beyond(axes: Axes) -> set[Text]:
+    """What a panel has and does not show: all where it is hidden, else ticks beyond its axes."""
+    if not axes.get_visible():
+        return set(axes.findobj(Text))
+    return {
+        tick.label1
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+
+
+def boxes_of(figure: Figure) -> list[Bbox]:
+    """Where the figure shows a text, in pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    hidden = set().union(*map(texts_beyond, figure.axes))
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    shown = [text for text in texts if text not in hidden]
+    return [text.get_window_extent(canvas.get_renderer()) for text in shown]
+
+
+MANY_LEVELS = [
+    {**CLOSED_LOAD, "concurrency": [1, 2, 4, 8, 16]},
+    {**OPEN_LOAD, "request_rate": [0.5, 1, 2, 4, 8]},
+    CONSTANT_LOAD,
+]
+
+
+@pytest.mark.parametrize(
+    ("n_candidates", "loads"), [(2, MANY_LEVELS), (7, [CLOSED_LOAD, CONSTANT_LOAD])]
+)
+def test_no_two_labels_of_mixed_loads_collide(
+    tmp_path: Path, n_candidates: int, loads: list[Any]
+) -> None:
+    """Many levels, or many candidates, on two datasets: every text in its picture, and apart."""
+    config = config_of(report={})
+    candidate = {**config["experiments"][0], "load": loads}
+    config["experiments"] = [
+        {**candidate, "name": f"candidate-{n}-of-several"} for n in range(n_candidates)
+    ]
+    run = build_run(
+        tmp_path, config, latency=lambda *_: 2.0, failed_endpoints=["candidate-1-of-several"]
+    )
+    material = read_material(run)
+
+    for draw in (business_summary, error_rates, tokens_vs_latency, concurrency_vs_latency):
+        figure = draw(material)
+        boxes = boxes_of(figure)
+        assert len(boxes) > 10
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+        assert [
+            (one, other)
+            for one, other in itertools.combinations([box.padded(-1) for box in boxes], 2)
+            if one.overlaps(other)
+        ] == []
 
 
 def test_many_points_are_thinned_alike_and_said(usual: Report) -> None:

@@ -616,6 +616,25 @@ def test_fault_malformed_json(server):
     assert reply.chunks[-2:] == [b"data: [DONE]\n\n", b""]
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_fault_stream_options_refused(started, path):
+    """400 for whoever asks for usage, also where it wants no fault; all others are served."""
+    server = started(faults={"stream_options_refused": True})
+
+    refused = server.stream(path, stream_options={"include_usage": True}, fault="none")
+    served = server.stream(path)
+
+    assert refused.status == 400
+    assert "stream_options" in json.loads(refused.body)["error"]["message"]
+    assert served.events[-1] == "[DONE]"
+    assert [truth["http_status"] for truth in server.truth()] == [200]
+
+
+def test_a_refusal_of_stream_options_is_no_share_of_requests():
+    """It stands beside faults that meet every request."""
+    assert Faults(http_error=1.0, stream_options_refused=True).stream_options_refused
+
+
 def test_fault_usage_missing(server):
     """No usage, though it was asked for; all else is there."""
     reply = server.ask(CHAT, WITH_USAGE, x_fault="usage_missing")
@@ -732,7 +751,8 @@ def test_shares_of_more_than_all_requests_are_refused():
 
 def test_every_fault_has_a_share_in_the_config():
     """What the server can do wrong is what a config can ask for."""
-    assert set(FAULTS) == {name for name in Faults.model_fields if not name.endswith("_s")}
+    shares = {name for name, field in Faults.model_fields.items() if field.default == 0}
+    assert set(FAULTS) == shares - {"slow_accept_s", "stream_options_refused"}
 
 
 # --- its life ------------------------------------------------------------------------------------

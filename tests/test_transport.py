@@ -10,7 +10,7 @@ import ssl
 import threading
 import weakref
 import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -603,6 +603,60 @@ def test_compression_that_ends_early_is_a_cut_answer() -> None:
         exchange, _ = ask(server.base_url)
 
     assert exchange.failure.kind == "truncated"
+
+
+MEMBERS = gzip.compress(b"one ") + gzip.compress(b"") + gzip.compress(b"two")
+
+
+def answers_packed_as(packed: bytes) -> Iterator[tuple[Exchange, Body]]:
+    """What becomes of a gzip body in one piece, in pieces of a byte, and of a length untold."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+    whole = response("200 OK", packed, "Content-Encoding: gzip")
+    for script in (
+        script_of(whole),
+        script_of(*(bytes([byte]) for byte in whole)),
+        script_of(head, packed, then="close"),
+    ):
+        with ScriptedServer(script) as server:
+            yield ask(server.base_url)
+
+
+def test_gzip_of_several_members_is_one_body() -> None:
+    """RFC 1952 allows members in a row, which is what a server makes that compresses in blocks."""
+    for exchange, body in answers_packed_as(MEMBERS):
+        assert (exchange.failure, body.text) == (None, b"one two")
+
+
+@pytest.mark.parametrize("last", [b"\n", b"\0" * 8, b"\x1f\x8b\x07\0", b"<html>"])
+def test_bytes_behind_the_last_member_fail_the_answer(last: bytes) -> None:
+    """They are no part of what was compressed, so nobody knows what they were to say."""
+    for exchange, body in answers_packed_as(MEMBERS + last):
+        assert exchange.failure.kind == "stream_error"
+        assert exchange.failure.message.startswith("malformed compression: ")
+        assert body.text == b"one two"
+
+
+@pytest.mark.parametrize("kept", [1, 10, -1])
+def test_a_last_member_that_ends_early_is_a_cut_answer(kept: int) -> None:
+    """Also where HTTP tells no length, and the connection's close looks like an end."""
+    for exchange, body in answers_packed_as(MEMBERS + gzip.compress(b"three")[:kept]):
+        assert exchange.failure == ("truncated", "the compressed answer ends early")
+        assert body.text.startswith(b"one two")
+
+
+def test_members_that_swell_together_are_cut() -> None:
+    """The cap holds for the whole body, not for each of its members."""
+
+    async def use(client: Client) -> tuple[Exchange, Body]:
+        client.max_response_bytes = 2**16
+        return await exchanged(client)
+
+    packed = gzip.compress(b"x" * 2**14) * 8
+    with ScriptedServer(script_of(response("200 OK", packed, "Content-Encoding: gzip"))) as server:
+        exchange, body = with_client(server.base_url, use)
+
+    assert exchange.failure.kind == "stream_error"
+    assert len(body.text) <= 2**16
 
 
 def test_compression_bomb_is_cut() -> None:

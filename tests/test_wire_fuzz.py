@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from collections.abc import Iterable
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -107,6 +108,7 @@ ERRORS = [
     event({"error": "overloaded", "choices": [{"delta": {"content": "a"}, "text": "a"}]}),
     _named({"type": "error", "error": "overloaded"}),
     b"event: error\ndata: overloaded\n\n",
+    event({"error": {}, "choices": [{"delta": {"content": "a"}, "text": "a"}]}),
     b"data: oops\n\n",
     b'data: {"choices": [7], "type": 7}\n\n',
 ]
@@ -179,6 +181,48 @@ def test_any_split_of_json_gives_equal_results(
 
     assert results(api, [stream]) == byte_by_byte
     assert results(api, cut_at(stream, positions)) == byte_by_byte
+
+
+# --- at once, or the general way -----------------------------------------------------------------
+
+VALUES = (None, False, 0, 1, "", "a", {}, [], {"message": "a"}, COUNTS)
+FIELDS = {  # where in a chunk, and which fields may stand there
+    "chunk": ("error", "usage", "type", "delta", "object", "timings"),
+    "choice": ("index", "delta", "text", "finish_reason"),
+    "delta": ("content", "reasoning", "refusal", "role", "tool_calls"),
+}
+CHANGES = [(at, name, value) for at in FIELDS for name in FIELDS[at] for value in VALUES]
+
+
+def chunk_with(changes: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+    """A chunk of one token to any API, with fields added or changed."""
+    parts: dict[str, dict[str, Any]] = {"chunk": {}, "choice": {}, "delta": {}}
+    for at, name, value in changes:
+        parts[at][name] = value
+    choice = {"text": "a", "delta": {"content": "a"} | parts["delta"]} | parts["choice"]
+    token = {"type": "response.output_text.delta", "delta": "a", "choices": [choice]}
+    return token | parts["chunk"]
+
+
+def told(decoder: Decoder) -> tuple[Any, ...]:
+    """What one chunk told a decoder."""
+    counts = decoder.prompt_tokens, decoder.output_tokens, decoder.chunk_tokens
+    tokens = decoder.text, decoder.token_at_s, decoder.first_content_at_s
+    return (decoder.error, decoder.finish_reason, *counts, *tokens)
+
+
+@each_api
+def test_what_is_read_at_once_is_what_the_general_way_reads(api: str) -> None:
+    """The fast paths take no chunk otherwise, whatever one field or any two of it hold."""
+    for changes in ((), *combinations(CHANGES, 1), *combinations(CHANGES, 2)):
+        line = json.dumps(chunk_with(changes)).encode()
+        general, single, double = (decoder_of(api) for _ in range(3))
+        general.on_odd_line(1.0, line, None)
+        single.feed(1.0, b"data: %b\n\n" % line)
+        double.feed(1.0, b"data: %b\n\ndata: [DONE]\n\n" % line)
+
+        assert told(single) == told(general), changes
+        assert told(double) == told(general), changes
 
 
 # --- anything at all -----------------------------------------------------------------------------

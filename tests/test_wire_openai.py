@@ -259,6 +259,100 @@ def test_body_that_is_neither_events_nor_json_is_no_answer() -> None:
     assert "Please log in" in (error or "")
 
 
+# --- an error of any value -----------------------------------------------------------------------
+
+TOKEN = {  # by API, a chunk of one token
+    "chat": {"choices": [{"index": 0, "delta": {"content": "a"}}]},
+    "completions": {"choices": [{"index": 0, "text": "a"}]},
+    "responses": {"type": "response.output_text.delta", "delta": "a"},
+}
+LAST = {  # by API, a chunk that ends an answer well
+    "chat": {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    "completions": {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]},
+    "responses": {"type": "response.completed", "response": {"status": "completed"}},
+}
+ANSWER = {  # by API, a whole answer that did not stream
+    "chat": {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]},
+    "completions": {"choices": [{"text": "a", "finish_reason": "stop"}]},
+    "responses": {"status": "completed", "output": [{"content": [{"text": "a"}]}]},
+}
+
+
+@pytest.mark.parametrize("api", TOKEN)
+@pytest.mark.parametrize("error", [{}, [], 0, True, "overloaded", {"message": "overloaded"}])
+def test_an_error_is_one_though_it_says_nothing(api: str, error: Any) -> None:
+    """An empty error fails a request as a full one does: alone, with a token, in a whole answer."""
+    token, last = event(TOKEN[api]), event(LAST[api])
+    for given in ({"error": error}, TOKEN[api] | {"error": error}, LAST[api] | {"error": error}):
+        decoder = decoded(token, event(given), last, api=api)
+        assert decoder.verdict(200)[0] == "stream_error"
+    for body in ({"error": error}, ANSWER[api] | {"error": error}):
+        assert decoded(json.dumps(body).encode(), api=api).verdict(200)[0] == "stream_error"
+
+
+@pytest.mark.parametrize("api", TOKEN)
+@pytest.mark.parametrize("error", [None, False, ""])
+def test_a_field_for_errors_that_holds_none_is_no_error(api: str, error: Any) -> None:
+    """Servers may name the field in every chunk, and say by its value that nothing is wrong."""
+    chunks = [event(one[api] | {"error": error}) for one in (TOKEN, TOKEN, LAST)]
+    streamed = decoded(*chunks, api=api)
+    whole = decoded(json.dumps(ANSWER[api] | {"error": error}).encode(), api=api)
+
+    assert (streamed.verdict(200), streamed.text) == (("ok", None), "aa")
+    assert (whole.verdict(200), whole.text) == (("ok", None), "a")
+
+
+def test_an_error_that_says_nothing_is_shown_with_what_stands_around_it() -> None:
+    """There is nothing else to go by."""
+    assert decoded(event({"error": {}, "id": 7})).verdict(200)[1] == '{"error":{},"id":7}'
+
+
+# --- several answers to one request --------------------------------------------------------------
+
+SEVERAL = ("stream_error", "the answer holds several choices")
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"delta": {"content": "b"}, "text": "b"},
+        {"delta": {"role": "assistant", "content": ""}, "text": ""},
+        {"delta": {}, "text": "", "finish_reason": "stop"},
+    ],
+    ids=["token", "role", "end"],
+)
+def test_a_second_choice_is_no_part_of_the_answer(api: str, fields: dict[str, Any]) -> None:
+    """One request has one answer: a chunk of another one fails it, wherever it stands."""
+    other = event({"choices": [{"index": 1, **fields}]})
+    token, last = event(TOKEN[api]), event(LAST[api])
+
+    assert decoded(other, token, last, DONE, api=api).verdict(200) == SEVERAL
+    assert decoded(token + other + token, last, DONE, api=api).verdict(200) == SEVERAL
+    assert decoded(token, last, other, DONE, api=api).verdict(200) == SEVERAL
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize("indices", [[{"index": 0}, {"index": 1}], [{}, {}]])
+def test_choices_side_by_side_are_several(api: str, indices: list[dict[str, int]]) -> None:
+    """In a chunk as in a whole answer, whether or not they are numbered."""
+    fields = {"delta": {"content": "a"}, "text": "a", "message": {"content": "a"}}
+    both = [{**fields, **index, "finish_reason": "stop"} for index in indices]
+    body = json.dumps({"choices": both}).encode()
+
+    assert decoded(event({"choices": both}), DONE, api=api).verdict(200) == SEVERAL
+    assert decoded(body, api=api).verdict(200) == SEVERAL
+
+
+@pytest.mark.parametrize("index", [None, 0, "0", 0.0])
+def test_an_index_that_tells_of_no_other_choice_is_nothing(index: Any) -> None:
+    """Zero in any form, or none at all."""
+    chunk = event({"choices": [{"index": index, "delta": {"content": "a"}}]})
+    decoder = decoded(chunk, delta(finish_reason="stop"))
+
+    assert (decoder.verdict(200), decoder.text) == (("ok", None), "a")
+
+
 # --- answers that do not stream ------------------------------------------------------------------
 
 JSON_ANSWER = {
@@ -608,6 +702,8 @@ def test_a_response_without_its_last_event_is_truncated() -> None:
         ended("cancelled"),
         named("error", code="server_error", message="overloaded"),
         named("response.output_text.delta", delta="a", error="overloaded"),
+        named("response.output_text.delta", delta="a", error={}),
+        ended("completed", error={}),
         event({"error": "overloaded"}),
     ],
 )
@@ -638,3 +734,10 @@ def test_a_whole_response_that_failed_is_a_failure() -> None:
     body = json.dumps({"object": "response", "status": "failed", "error": {"code": "x"}}).encode()
 
     assert decoded(body, api="responses").verdict(200) == ("stream_error", '{"code":"x"}')
+
+
+def test_a_response_of_an_empty_error_says_so() -> None:
+    """It is not told as a response that was completed."""
+    decoder = decoded(*TEXT_EVENTS, ended("completed", error={}), api="responses")
+
+    assert decoder.verdict(200) == ("stream_error", '{"error":{}}')

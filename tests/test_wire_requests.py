@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmgauge.errors import StepError
+from fmgauge.config import load_config
+from fmgauge.errors import ConfigError, StepError
 from fmgauge.records import Endpoint, Payload
-from fmgauge.wire import RequestTemplate, request_template
+from fmgauge.wire import RequestTemplate, request_template, usage_is_optional
 
 SALT = "1 2 3 4 5 6 7 8"
 OTHER_SALT = "8 7 6 5 4 3 2 1"
 PLAIN = Payload("p-1", "Why \u00e4?", None, 3, 16)
 SALTED = replace(PLAIN, prompt=f"{SALT}\n\nWhy \u00e4?", salt=SALT)
+CONFIG = """\
+run: {{name: probe}}
+workloads: [{{name: short, source: {{kind: python_docs}}}}]
+experiments:
+  - name: one
+    model: {{name: small}}
+    endpoint: {{kind: openai, base_url: "http://h/v1", api: {api}, extra_body: {{{field}: 9}}}}
+    workloads: [short]
+    load: [{{kind: closed_loop, concurrency: [1]}}]
+"""
 PATHS = {"chat": "chat/completions", "completions": "completions", "responses": "responses"}
 
 
@@ -85,6 +97,34 @@ def test_a_responses_request_has_names_of_its_own() -> None:
     }
 
 
+@pytest.mark.parametrize(("api", "prompt"), [("chat", "messages"), ("completions", "prompt")])
+def test_a_server_that_refuses_stream_options_is_sent_none(api: str, prompt: str) -> None:
+    """The field is left out whole; the answer is still asked for as a stream."""
+    body = body_of(request_template(endpoint(api=api, usage_in_stream=False), PLAIN))
+
+    assert body.keys() == {"model", prompt, "max_tokens", "stream"}
+    assert body["stream"] is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "optional"),
+    [
+        ({"api": "chat"}, True),
+        ({"api": "completions"}, True),
+        ({"api": "responses"}, False),
+        ({"usage_in_stream": False}, False),
+        ({"extra_body": {"stream_options": {"include_usage": True}}}, False),
+    ],
+)
+def test_only_a_field_of_ours_can_be_left_out(changes: dict[str, Any], optional: bool) -> None:
+    """Not where there is none, nor where the config wants it; and leaving it out is no option."""
+    asked = endpoint(**changes)
+    without = replace(asked, usage_in_stream=False)
+
+    assert usage_is_optional(asked) is optional
+    assert (request_template(asked, PLAIN) != request_template(without, PLAIN)) is optional
+
+
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "Why?"}, {"type": "image_url"}]},
@@ -136,6 +176,17 @@ def test_the_newer_name_of_the_output_length_replaces_the_older() -> None:
     body = body_of(request_template(endpoint(extra_body={"max_completion_tokens": 4}), PLAIN))
 
     assert (body["max_completion_tokens"], "max_tokens" in body) == (4, False)
+
+
+@pytest.mark.parametrize("api", PATHS)
+def test_what_a_request_holds_already_cannot_be_set_in_extra_body(api: str, tmp_path: Path) -> None:
+    """The config refuses every field of every API's requests, so what is sent is as it says."""
+    config = tmp_path / "config.yml"
+    for name in body_of(request_template(endpoint(api=api), PLAIN)):
+        config.write_text(CONFIG.format(api=api, field=name))
+
+        with pytest.raises(ConfigError, match=rf"^\S+:6: experiments.0.endpoint.extra_body.{name}"):
+            load_config(config)
 
 
 # --- the head ------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import asyncio
 import os
 import random
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -164,6 +166,92 @@ def test_killed_worker_fails_the_stage_and_loses_no_finished_record() -> None:
 
     rows = {row[ID] for row in kept.rows}
     assert set(answered[:280]) <= rows  # of the last few the answer may still have been on its way
+
+
+# Workers speak every second; a laden machine may hold one up for as long, yet not for three.
+SILENT_S = 3.0
+
+
+def test_worker_that_stops_for_ever_fails_the_stage_and_loses_no_finished_record() -> None:
+    """One that is alive and says nothing is as good as dead; it is ended like the others."""
+    answered: list[str] = []
+    kept = Kept()
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 300:
+            os.kill(workers.pids[1], signal.SIGSTOP)
+        await answer(request, peer)
+        answered.append(request.headers["x-request-id"])
+
+    crew = Workers(2, RealClock(), most_silent_s=SILENT_S)
+    with ScriptedServer(script) as server, crew as workers:
+        stage = task(server.base_url, duration_s=60.0)
+        with pytest.raises(WorkerDied, match="worker 2 of 2 has said nothing for 3 s"):
+            workers.run(stage, 2, kept.take)
+
+    rows = {row[ID] for row in kept.rows}
+    assert set(answered[:280]) <= rows
+    assert [psutil.pid_exists(pid) for pid in workers.pids] == [False, False]
+
+
+def test_worker_that_stopped_before_the_stage_is_noticed() -> None:
+    """Also one that does not take what it is told, which is more than a socket holds."""
+    many = [replace(one, prompt="word " * 1000) for one in payloads(measured=2000)]
+    with Workers(1, RealClock(), most_preparing_s=1.0) as workers:
+        os.kill(workers.pids[0], signal.SIGSTOP)
+        stage = replace(task("http://127.0.0.1:1/v1"), payloads=many)
+
+        with pytest.raises(WorkerDied, match="worker 1 of 1 has said nothing for 1 s"):
+            workers.run(stage, 1, Kept().take)
+
+
+@contextmanager
+def full_queue() -> Iterator[str]:
+    """The base URL of a server that accepts nobody, its queue of new connections full."""
+    with ExitStack() as held:
+        listening = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port = listening.getsockname()[1]
+        for _ in range(4):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def test_no_worker_is_taken_for_dead_where_connections_take_long() -> None:
+    """Opening them takes longer than a worker may be silent: it is the server that is slow."""
+    kept = Kept()
+    with full_queue() as base_url, Workers(1, RealClock(), most_silent_s=SILENT_S) as workers:
+        slow = {"connect_timeout_s": SILENT_S + 1.5, "warmup_s": 0.0, "drain_s": 0.1}
+        workers.run(task(base_url, concurrency=1, duration_s=0.1, **slow), 1, kept.take)
+
+    assert [row[STATUS] for row in kept.rows] == ["cancelled"]
+
+
+class ClockThatJumps(RealClock):
+    """A clock that is ahead by a minute from each time that it is told to."""
+
+    ahead_s = 0.0
+
+    def now_s(self) -> float:
+        """The machine's clock, and all jumps."""
+        return RealClock.now_s() + self.ahead_s
+
+    def jump(self, elapsed_s: float | None) -> None:
+        """Go on by a minute at once, if the stage has begun."""
+        self.ahead_s += 60.0 * (elapsed_s is not None and elapsed_s > 0)
+
+
+def test_no_worker_is_taken_for_dead_where_the_machine_slept() -> None:
+    """A minute in which nobody looked is no silence: all may have been stopped together."""
+    clock = ClockThatJumps()
+    with ScriptedServer(answer) as server, Workers(1, clock, most_silent_s=30.0) as workers:
+        (summary,) = workers.run(
+            task(server.base_url, duration_s=1.0), 1, Kept().take, meanwhile=clock.jump, every_s=0.1
+        )
+
+    assert clock.ahead_s >= 120.0
+    assert summary.finished_at_s < 60.0
 
 
 def test_worker_that_fails_tells_why() -> None:

@@ -1,12 +1,15 @@
 """What a person types. Knows commands, options and exit codes; everything it does is done below.
 
-Exit codes: 0 done, and a candidate met the budgets; 1 a step failed; 2 bad usage or config;
-3 done, but no candidate met the budgets; 130 and 143 after Ctrl-C and SIGTERM.
+Exit codes: 0 done, and a candidate met the budgets; 1 a step failed, or not one stage could be
+measured; 2 bad usage or config; 3 measured, but no candidate met the budgets; 130 and 143 after
+Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -121,7 +124,27 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from fmgauge.pipeline.sequence import run_pipeline
 
-    return run_pipeline(options.config, overrides=options.overrides, resume=options.resume)
+    return run_pipeline(
+        options.config,
+        overrides=options.overrides,
+        resume=options.resume,
+        called=_as_called(sys.argv[0]),
+    )
+
+
+def _as_called(program: str) -> str:
+    """What the user types to call this program again; `program` is how it was called this time.
+
+    Its path as it was given, which holds in the same folder; its bare name where the shell finds
+    just this one by that; the interpreter's way where it was called as a module.
+    """
+    path = Path(program)
+    if path.suffix == ".py":
+        return f"{shlex.quote(sys.executable)} -m fmgauge.cli"
+    found = shutil.which(path.name)
+    if found and path.exists() and path.samefile(found):
+        return path.name
+    return shlex.quote(program)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -136,7 +159,7 @@ def _report(options: argparse.Namespace) -> int:
     from fmgauge.pipeline.sequence import rebuild_report
     from fmgauge.runs import find_run
 
-    return rebuild_report(find_run(options.run_id))
+    return rebuild_report(find_run(options.run_id), called=_as_called(sys.argv[0]))
 
 
 def _clean_up(options: argparse.Namespace) -> int:

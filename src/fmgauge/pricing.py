@@ -94,7 +94,7 @@ def price_problems(loaded: LoadedConfig) -> list[Problem]:
 def projected_spend_usd(loaded: LoadedConfig) -> float:
     """USD for the time that the planned stages keep hourly instances under load.
 
-    Warm-up and windows of every stage; of a stage that only a count ends, the warm-up alone.
+    Warm-up and windows of every stage; of a closed loop that only a count ends, the warm-up alone.
     Experiments priced per token are not in it: what they will say is not known beforehand. Nor
     are starting up, draining and idling.
     """

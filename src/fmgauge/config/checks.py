@@ -11,6 +11,7 @@ from typing import Any
 
 from fmgauge.config.model import ClosedLoop, Config, OpenLoop
 from fmgauge.config.refusals import nearest
+from fmgauge.config.request_fields import unfit_request_fields
 from fmgauge.config.stages import load_levels, stage_name
 from fmgauge.config.yaml_text import Location, YamlText
 from fmgauge.errors import Problem
@@ -26,6 +27,7 @@ def cross_checked(config: Config, text: YamlText) -> Iterator[Problem]:
     yield from _repeated_stages(config, text)
     yield from _unfit_loads(config, text)
     yield from _unfit_simulations(config, text)
+    yield from unfit_request_fields(config, text)
     yield from _empty_ranges(config, text)
 
 
@@ -137,17 +139,21 @@ def _unfit_arrivals(load: OpenLoop) -> _Unfit:
             yield ("arrivals",), f"{arrivals} needs {key}", f"Give {key} beside it"
     if load.arrivals == "ramp" and load.duration_s is None:
         yield ("arrivals",), "a ramp needs a window of known length", "Give duration_s"
+    elif load.arrivals == "ramp" and load.requests is not None:
+        yield ("requests",), "a count could end the window before the ramp", "Remove it"
     yield from _too_many_arrivals(load)
 
 
 def _too_many_arrivals(load: OpenLoop) -> _Unfit:
     """Rates whose schedule would not fit in memory."""
+    if load.duration_s is None and load.requests is None:
+        return  # which is told as such
     window_s = math.inf if load.duration_s is None else load.duration_s
     for place, rate in enumerate(load.request_rate):
         highest = max(rate, load.ramp_to_rate or rate)
         measured = min(highest * window_s, load.requests or math.inf)
         n = rate * load.warmup_s + measured
-        if _MOST_ARRIVALS < n < math.inf:
+        if n > _MOST_ARRIVALS:
             problem = f"{rate:g} would be {n:.3g} requests in one stage, more than "
             problem += f"{_MOST_ARRIVALS:.3g}"
             yield ("request_rate", place), problem, "Lower it, or shorten the stage"

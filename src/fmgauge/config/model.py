@@ -202,7 +202,8 @@ class OpenaiEndpoint(Strict):
         default=None, description="Name of the environment variable that holds the key."
     )
     extra_body: dict[str, FiniteJson] = Field(
-        default_factory=dict, description="Fields added to every request body."
+        default_factory=dict,
+        description="Fields added to every request body, beside those set elsewhere here.",
     )
 
 

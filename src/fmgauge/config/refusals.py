@@ -42,6 +42,7 @@ _WANTED = {  # pydantic's error type: what the value must be
     "less_than_equal": "at most {le:.12g}",
     "multiple_of": "a multiple of {multiple_of:g}",
 }
+_ECHO_OF_A_DEFAULT = "default_factory_not_called"
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def explained(error: ValidationError, model: type[BaseModel], text: YamlText) ->
     """Every error that validating `text` as `model` found, each told once.
 
     An error that lies around another is only its echo: pydantic also finds the list around a bad
-    item to be too short. An anchor's fault is told where the anchor stands, not at every alias.
+    item to be too short, and a default that depends on a bad value to be missing. An anchor's
+    fault is told where the anchor stands, not at every alias.
     """
-    details = error.errors(include_url=False)
+    details = [d for d in error.errors(include_url=False) if d["type"] != _ECHO_OF_A_DEFAULT]
     told: dict[Any, Problem] = {}
     for detail in details:
         if any(_lies_within(other["loc"], detail["loc"]) for other in details):

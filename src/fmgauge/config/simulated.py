@@ -85,13 +85,17 @@ class Faults(Strict):
     duplicate_role: Fraction = Field(
         default=0.0, description="The chunk that only names the role comes three times."
     )
+    stream_options_refused: bool = Field(
+        default=False,
+        description="Every request with stream_options is answered with 400, as older servers do.",
+    )
     slow_accept_s: NonNegativeFloat = Field(
         default=0.0, description="Wait before every connection's first byte is read."
     )
 
     @model_validator(mode="after")
     def _not_more_than_all(self) -> Faults:
-        shares = [value for name, value in self if not name.endswith("_s")]
+        shares = [value for name, value in self if not name.endswith(("_s", "_refused"))]
         if sum(shares) > 1 + 1e-9:
             raise refused(
                 f"the shares of requests add up to {sum(shares):g}, more than all of them",

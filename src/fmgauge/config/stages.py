@@ -53,14 +53,27 @@ class PlannedStage:
 
     @property
     def planned_s(self) -> float | None:
-        """Warm-up and measured window together, at most; None where only a count ends it."""
-        duration_s = self.load.duration_s
-        return None if duration_s is None else self.load.warmup_s + duration_s
+        """Warm-up and measured window together: at most, where a duration ends the window.
+
+        Where only a count does, an open loop's rate tells how long it takes, on average; a closed
+        loop's answers are not known beforehand, and it is None.
+        """
+        load = self.load
+        if load.duration_s is not None:
+            return load.warmup_s + load.duration_s
+        if isinstance(load, ClosedLoop) or load.requests is None:
+            return None
+        return load.warmup_s + load.requests / self.level
 
     @property
     def least_planned_s(self) -> float:
-        """What is known of `planned_s`: the warm-up alone where only a count ends the window."""
+        """What is known of `planned_s`: the warm-up alone where the window's length is not."""
         return self.load.warmup_s if self.planned_s is None else self.planned_s
+
+    @property
+    def unplanned_requests(self) -> int:
+        """How many requests end the window where nobody knows when; 0 where `planned_s` says it."""
+        return 0 if self.planned_s is not None else self.load.requests or 0
 
 
 def load_levels(load: Load) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 Knows the ledger; not load, metrics or prices.
 """
 
-from fmgauge.deploy.bring_up import bring_up
+from fmgauge.deploy.bring_up import announcements, bring_up
 from fmgauge.deploy.clean_up import CleanUpReport, clean_up
 from fmgauge.deploy.foreground import serve
 from fmgauge.deploy.ledger import read_ledger
@@ -13,6 +13,7 @@ from fmgauge.deploy.serving import Serving, hold_lease, serving
 __all__ = [
     "CleanUpReport",
     "Serving",
+    "announcements",
     "bring_up",
     "clean_up",
     "hold_lease",

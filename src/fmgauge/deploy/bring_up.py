@@ -5,7 +5,7 @@ Knows which experiments still need an endpoint; not what load they will be put u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -20,11 +20,13 @@ from fmgauge.load import ask_once
 from fmgauge.records import Endpoint, RequestRecord, read_endpoints, write_endpoints
 from fmgauge.runs import Run, now_utc
 from fmgauge.transport import Clock, RealClock
+from fmgauge.wire import usage_is_optional
 
 BY_HAND_TTL_S = 1800.0
 _FIRST_ANSWER_WITHIN_S = 60.0
 _STILL_ANSWERS_WITHIN_S = 10.0
 _QUESTIONS = 3
+_FIELD_REFUSED = (400, 422)  # a server that refuses a field of a request says one of these
 _NO_KEY = ". Name the variable that holds the key in api_key_env"
 _NO_FAULT = {"fault": "none"}  # a simulated server's own: the first answer is not to fail
 
@@ -50,6 +52,18 @@ def bring_up(run: Run, clock: Clock | None = None) -> list[Endpoint]:
     return endpoints
 
 
+def announcements(endpoints: Iterable[Endpoint]) -> Iterator[str]:
+    """What a person should hear of endpoints before they are loaded, a line each."""
+    for endpoint in endpoints:
+        if endpoint.state == "failed":
+            yield f"{endpoint.experiment} will not be measured: {endpoint.error}"
+        elif not endpoint.usage_in_stream:
+            yield (
+                f"{endpoint.experiment}: its server refuses stream_options, so it is not asked for "
+                "usage; unless it tells it unasked, the tokenizer counts its tokens"
+            )
+
+
 def _is_done(run: Run, experiment: Experiment, known: Mapping[str, Endpoint]) -> bool:
     """Whether nothing is left to ask of `experiment`, and where it ran is known."""
     keys = [stage.key for stage in planned_stages(run.config) if stage.experiment == experiment]
@@ -68,7 +82,10 @@ def _side_by_side(
 def _endpoint(run: Run, experiment: Experiment, known: Endpoint | None, clock: Clock) -> Endpoint:
     match experiment.endpoint:
         case OpenaiEndpoint() as wanted:
-            return _asked(_openai(experiment, wanted), _FIRST_ANSWER_WITHIN_S)
+            endpoint = _openai(experiment, wanted)
+            if known is not None:  # a run's stages are all asked in one way
+                endpoint = replace(endpoint, usage_in_stream=known.usage_in_stream)
+            return _asked(endpoint, _FIRST_ANSWER_WITHIN_S)
         case local:
             if known is not None and _still_answers(run, known):
                 return known
@@ -87,23 +104,38 @@ def _asked(endpoint: Endpoint, timeout_s: float) -> Endpoint:
     """`endpoint` as it is after a few questions: ready, or failed with the reason.
 
     One answer is enough, also one whose only token bears no text (the first of a reasoning model,
-    or half a character): how often it fails is for the load to find out.
+    or half a character): how often it fails is for the load to find out. Where the server refuses
+    the question, it is put once more without the field that some servers do not know; if that
+    helps, every request is sent without it.
     """
-    asked = endpoint
-    if endpoint.kind == "simulated":
-        asked = replace(endpoint, extra_body=endpoint.extra_body | _NO_FAULT)
     for _ in range(_QUESTIONS):
         try:
-            answer = ask_once(asked, timeout_s=timeout_s)
+            answer = _answer(endpoint, timeout_s)
+            if _is_answered(answer):
+                return endpoint
+            if answer.http_status in _FIELD_REFUSED and usage_is_optional(endpoint):
+                without_usage = replace(endpoint, usage_in_stream=False)
+                if _is_answered(_answer(without_usage, timeout_s)):
+                    return without_usage
+                break  # it is the question that it refuses: to ask again would not help
         except FmgaugeError as error:  # its key is not set, for one
             return replace(endpoint, state="failed", error=str(error))
-        if answer.status in ("ok", "empty"):
-            return endpoint
         if answer.http_status is None:
             break  # nobody said anything: to wait as long again would not help
     reason = f"the first answer was no answer: {answer.status}: {answer.error}"
     remedy = "" if endpoint.owned else _remedy(endpoint, answer)
     return replace(endpoint, state="failed", error=reason + remedy)
+
+
+def _answer(endpoint: Endpoint, timeout_s: float) -> RequestRecord:
+    """The answer to one question; a simulated server is not to fail it by its own draw."""
+    if endpoint.kind == "simulated":
+        endpoint = replace(endpoint, extra_body=endpoint.extra_body | _NO_FAULT)
+    return ask_once(endpoint, timeout_s=timeout_s)
+
+
+def _is_answered(answer: RequestRecord) -> bool:
+    return answer.status in ("ok", "empty")
 
 
 def _remedy(endpoint: Endpoint, answer: RequestRecord) -> str:

@@ -5,11 +5,15 @@ Knows which servers and for how long; not what signals or command lines are.
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from fmgauge.config import LoadedConfig
 from fmgauge.config.refusals import nearest
@@ -26,6 +30,14 @@ from fmgauge.transport import RealClock
 
 _LISTENS_WITHIN_S = 30.0
 _POLL_S = 0.1
+_QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # by API: its path, and what to ask there
+    "chat": (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
+    ),
+    "completions": ("completions", {"prompt": "Hello", "max_tokens": 8}),
+    "responses": ("responses", {"input": "Hello", "max_output_tokens": 8}),
+}
 
 
 def serve(
@@ -39,17 +51,28 @@ def serve(
     """Serve the config's simulated endpoints, or that of one experiment, until `stopped()`.
 
     Each is a process of its own. They listen on `port` and the ones after it, or on free ones where
-    it is 0, and `say` tells each one's address. Nothing is left behind; also where this process is
-    killed, they end within seconds. Raises ConfigError where there is none to serve, EndpointError
-    where one does not come up or ends by itself.
+    it is 0, and `say` tells each one's address, how to try the first, and how to stop. Nothing is
+    left behind; also where this process is killed, they end within seconds. Raises ConfigError
+    where there is none to serve, EndpointError where one does not come up or ends by itself.
     """
     chosen = _chosen(loaded, experiment)
     with _started(chosen, port) as servers:
-        for server in servers:
-            say(f"{server.name}: {_base_url(server)} (simulated)")
+        base_urls = [_base_url(server) for server in servers]
+        for server, base_url in zip(servers, base_urls, strict=True):
+            say(f"{server.name}: {base_url} (simulated)")
+        say(f"Try it: {_curl(next(iter(chosen.values())), base_urls[0])}")
+        say(f"Ctrl-C stops {'it' if len(servers) == 1 else 'them'}.")
         while not stopped():
             _refuse_ended(servers)
             time.sleep(_POLL_S)
+
+
+def _curl(endpoint: SimulatedEndpoint, base_url: str) -> str:
+    """A command line that asks the endpoint for a streamed answer of eight tokens."""
+    path, question = _QUESTIONS[endpoint.api]
+    body = orjson.dumps(question | {"stream": True}).decode()
+    arguments = ["-H", "content-type: application/json", "-d", body]
+    return f"curl -N {base_url}/{path} {shlex.join(arguments)}"
 
 
 def _base_url(server: Server) -> str:

@@ -40,6 +40,7 @@ class Asked:
     prompt_tokens: int
     output_tokens: int
     stream: bool
+    stream_options: bool  # whether the field is there at all
     include_usage: bool
     fault: str | None  # the body's own `fault`, which a client can set without a header
 
@@ -300,6 +301,7 @@ def asked_of(content: bytes, answer: type[Answer]) -> Asked:
         prompt_tokens=prompt_tokens(answer.texts(body)),
         output_tokens=_output_tokens(body),
         stream=bool(body.get("stream")),
+        stream_options=options is not None,
         include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
         fault=body.get("fault"),
     )

@@ -82,6 +82,7 @@ class SimulatedServer:
         self._created = int(now_utc().timestamp())
         self._draw = FaultDraw(endpoint.faults, endpoint.seed)
         self._spike_s = endpoint.faults.latency_spike_s
+        self._refuses_stream_options = endpoint.faults.stream_options_refused
         self._time = InRealTime(batching, clock, self._on_token)
         self._in_flight: dict[str, Generation] = {}
         self._arrivals = 0
@@ -152,6 +153,8 @@ class SimulatedServer:
     ) -> Generation:
         """What a request asks for. BadRequest where that cannot be, before a fault is drawn."""
         asked = asked_of(request.body, api)
+        if asked.stream_options and self._refuses_stream_options:
+            raise BadRequest("stream_options: extra fields are not permitted")
         job = Job("", asked.prompt_tokens, asked.output_tokens)
         if not self._time.fits(job):
             raise BadRequest("the prompt and its answer are longer than the KV cache")

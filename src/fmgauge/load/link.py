@@ -74,6 +74,11 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """From a worker, every second from the first turn of a stage's loop to its last: it turns."""
+
+
+@dataclass(frozen=True, slots=True)
 class CountedEnded:
     """From a worker: all that it sent before the window's end has ended."""
 

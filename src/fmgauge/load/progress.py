@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +24,39 @@ class Progress:
     phase: str
     in_flight: int
     requests_done: int
+    measured_done: int  # of them
+    measured_planned: int | None  # so many end the stage; None where only time does
     failed: int
     request_rate: float  # requests that ended, per second since the stage began
     elapsed_s: float
-    stage_remaining_s: float | None  # None where only a count ends the stage
-    run_remaining_s: float  # at least
+    stage_remaining_s: float | None  # by the rate so far where a count ends it; None before that
+    run_remaining_s: float  # as far as it is known
+    later_requests: int  # of stages to come whose length nobody knows: the count that ends them
+
+    @property
+    def done(self) -> str:
+        """How far the requests are: of all where a count ends the stage, it counts measured ones.
+
+        Such as `37/100 done`, or `72 done` where only time ends the stage.
+        """
+        if self.measured_planned is None:
+            return f"{self.requests_done} done"
+        return f"{self.measured_done}/{self.measured_planned} done"
+
+    def left(self, duration_text: Callable[[float], str]) -> tuple[str, str]:
+        """What is left of the stage, and of the whole run, in words; `duration_text` says times."""
+        here_s, about = self.stage_remaining_s, "about " if self.measured_planned else ""
+        here = "unknown" if here_s is None else f"{about}{duration_text(here_s)}"
+        least = "at least " if here_s is None else ""
+        later = f" + {self.later_requests} requests" if self.later_requests else ""
+        return here, f"{least}{duration_text(self.run_remaining_s)}{later}"
 
     def __str__(self) -> str:
-        left_s = self.stage_remaining_s
-        left = "unknown time" if left_s is None else f"{left_s:.0f} s"
+        here, in_all = self.left("{:.0f} s".format)
         return (
             f"stage {self.stage_number} of {self.n_stages}: {self.stage} ({self.phase}), "
-            f"{self.in_flight} in flight, {self.requests_done} done, {self.failed} failed, "
-            f"{self.request_rate:.1f}/s, {left} left in the stage, "
-            f"{self.run_remaining_s:.0f} s in all"
+            f"{self.in_flight} in flight, {self.done}, {self.failed} failed, "
+            f"{self.request_rate:.1f}/s, left: {here} in the stage, {in_all} in all"
         )
 
 
@@ -58,8 +79,9 @@ class ProgressReporter:
         self._line: Any = None
 
     def report(self, progress: Progress) -> None:
-        """Show `progress`."""
-        write_json(self._path, asdict(progress))
+        """Show `progress`; where the file cannot be written it is old, which fails no stage."""
+        with suppress(OSError):
+            write_json(self._path, asdict(progress))
         if in_notebook():
             self._draw(str(progress))
 

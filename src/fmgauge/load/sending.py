@@ -25,6 +25,11 @@ from fmgauge.transport import (
 from fmgauge.wire import Cut, Decoder, decoder_of, request_template
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
+_LENGTH_FIELDS = {  # of a request's body, by API: the most output tokens
+    "chat": ("max_tokens", "max_completion_tokens"),
+    "completions": ("max_tokens", "max_completion_tokens"),
+    "responses": ("max_output_tokens",),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,19 @@ class Target:
     def decoder(self) -> type[Decoder]:
         """What reads the endpoint's answers, one object each."""
         return decoder_of(self.endpoint)
+
+    @cached_property
+    def sets_length(self) -> bool:
+        """Whether the endpoint's `extra_body` says how long an output may be, not the payload."""
+        body = self.endpoint.extra_body
+        return any(name in body for name in _LENGTH_FIELDS[self.endpoint.api])
+
+    @cached_property
+    def max_output_tokens(self) -> int | None:
+        """The most output tokens that `extra_body` asks for; None where it sets no limit."""
+        body = self.endpoint.extra_body
+        told = (body.get(name) for name in _LENGTH_FIELDS[self.endpoint.api])
+        return max((value for value in told if type(value) is int), default=None)
 
     def client(self, clock: Clock, timeouts: Timeouts) -> Client:
         """A client for the endpoint's address; EndpointError where it has none that can be used."""
@@ -107,14 +125,14 @@ class Sending(Exchange):
 
     def row(self) -> Row:
         """What happened, in the order of ROW_FIELDS; to be asked once, at the end."""
-        decoder, payload = self.decoder, self.payload
+        decoder, payload, target = self.decoder, self.payload, self.target
         status, error = decoder.verdict(
             self.http_status,
             retry_after=self.http_status in (429, 503) and b"retry-after" in self.headers,
             cut=Cut(*self.failure) if self.failure is not None else None,
         )
-        if error is not None and self.target.api_key is not None:
-            error = _without(self.target.api_key, error)
+        if error is not None and target.api_key is not None:
+            error = _without(target.api_key, error)
         output_tokens = self._output_tokens_told()
         from_server = output_tokens is not None
         prompt_tokens = decoder.prompt_tokens if from_server else payload.prompt_tokens
@@ -133,6 +151,7 @@ class Sending(Exchange):
             decoder.first_content_at_s,
             self.finished_at_s,
             prompt_tokens or None,
+            target.max_output_tokens if target.sets_length else payload.max_output_tokens,
             output_tokens,
             decoder.reasoning_tokens,
             decoder.cached_tokens,
@@ -143,7 +162,8 @@ class Sending(Exchange):
             decoder.finish_reason,
             decoder.server_latency_s,
             self.reused,
-            None if from_server and not self.target.keep_text else decoder.text,
+            self.resent,
+            None if from_server and not target.keep_text else decoder.text,
         )
 
     def _output_tokens_told(self) -> int | None:

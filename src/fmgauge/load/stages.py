@@ -96,10 +96,9 @@ class _Plan:
         reason = (endpoint.error if endpoint else None) or "it was not brought up"
         announce(f"{experiment}: skipped, its endpoint is not ready: {reason}")
 
-    def remaining_after_s(self, planned: PlannedStage) -> float:
-        """Planned seconds of the stages that come after `planned`."""
-        position = self.missing.index(planned)
-        return sum(later.planned_s or 0.0 for later in self.missing[position + 1 :])
+    def after(self, planned: PlannedStage) -> tuple[PlannedStage, ...]:
+        """The stages that come after `planned`."""
+        return self.missing[self.missing.index(planned) + 1 :]
 
     @property
     def most_workers(self) -> int:
@@ -135,7 +134,7 @@ def _run_and_write(
     )
     display = _Display(plan, planned, workers, reporter)
     started_at = now_utc()
-    with StageWriter(run.stage_folder(planned.key), planned.key) as writer:
+    with _writer(run, planned.key) as writer:
         display.writer = writer
         try:
             with Recorder(writer) as recorder:
@@ -148,16 +147,24 @@ def _run_and_write(
     return _summary(info, writer)
 
 
+def _writer(run: Run, key: StageKey) -> StageWriter:
+    try:
+        return StageWriter(run.stage_folder(key), key)
+    except OSError as error:
+        raise StepError(f"{key} failed: {error}. Run again with --resume.") from error
+
+
 def _failed(key: StageKey, error: Exception, writer: StageWriter) -> str:
     """What to tell of a stage that was not completed; the records that it had are kept."""
-    return f"{key} failed: {error}.{_kept(writer, str(error))} Run again with --resume."
+    return f"{key} failed: {error}.{_kept(writer, error)} Run again with --resume."
 
 
-def _kept(writer: StageWriter, reason: str) -> str:
+def _kept(writer: StageWriter, reason: Exception) -> str:
     try:
-        folder = writer.fail(reason)
+        folder = writer.fail(str(reason))
     except OSError as full:  # a disk, most likely, and the reason itself
-        return f" The {writer.n_rows} records that it had could not be kept: {full}."
+        why = "" if full is reason else f": {full}"
+        return f" The {writer.n_rows} records that it had could not be kept{why}."
     return f" The {writer.n_rows} records that it had are kept in {folder.name}." if folder else ""
 
 
@@ -217,9 +224,8 @@ class _Display:
 
     def _progress(self, elapsed_s: float) -> Progress:
         plan, planned, writer = self._plan, self._planned, self.writer
-        statuses = self._workers.statuses
-        planned_s = planned.planned_s
-        remaining_s = None if planned_s is None else max(planned_s - elapsed_s, 0.0)
+        statuses, later = self._workers.statuses, plan.after(planned)
+        remaining_s = _remaining_s(planned, writer, elapsed_s)
         return Progress(
             stage=str(planned.key),
             stage_number=plan.stages.index(planned) + 1,
@@ -227,12 +233,30 @@ class _Display:
             phase=statuses[0].phase if statuses else "warmup",
             in_flight=sum(status.in_flight for status in statuses),
             requests_done=writer.n_rows,
+            measured_done=writer.n_measured,
+            measured_planned=planned.load.requests,
             failed=writer.n_failed,
             request_rate=writer.n_rows / elapsed_s if elapsed_s else 0.0,
             elapsed_s=elapsed_s,
             stage_remaining_s=remaining_s,
-            run_remaining_s=(remaining_s or 0.0) + plan.remaining_after_s(planned),
+            run_remaining_s=(remaining_s or 0.0) + sum(stage.least_planned_s for stage in later),
+            later_requests=sum(stage.unplanned_requests for stage in later),
         )
+
+
+def _remaining_s(planned: PlannedStage, writer: StageWriter, elapsed_s: float) -> float | None:
+    """How long a stage goes on: as planned, or until its count is full at the rate so far.
+
+    The first of both where both end it; None where neither is known yet.
+    """
+    ends_s = []
+    if planned.planned_s is not None:
+        ends_s.append(planned.planned_s - elapsed_s)
+    if planned.concurrency and planned.load.requests and writer.n_rows and elapsed_s > 0:
+        missing = planned.load.requests - writer.n_measured
+        warmup_s = max(planned.load.warmup_s - elapsed_s, 0.0)
+        ends_s.append(warmup_s + missing * elapsed_s / writer.n_rows)
+    return max(min(ends_s), 0.0) if ends_s else None
 
 
 def _summary(info: StageInfo, writer: StageWriter) -> str:

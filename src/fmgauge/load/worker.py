@@ -19,6 +19,7 @@ from typing import Any
 from fmgauge.config.model import ClosedLoop
 from fmgauge.load.closed_loop import ClosedLoopShard
 from fmgauge.load.link import (
+    Alive,
     Begin,
     CountedEnded,
     FrameReader,
@@ -36,6 +37,9 @@ from fmgauge.load.link import (
 from fmgauge.load.open_loop import OpenLoopShard
 from fmgauge.records import Row
 from fmgauge.transport import Clock, RealClock, run_event_loop
+
+_ALIVE_EVERY_S = 1.0
+_ALIVE = message_frame(Alive())
 
 
 async def run_shard(task: StageTask, shard: Shard, link: Link, clock: Clock) -> Summary:
@@ -81,12 +85,17 @@ def _allow_many_sockets() -> None:
 
 
 class SocketLink:
-    """The worker's side of its socket while a stage runs: never blocks the loop."""
+    """The worker's side of its socket while a stage runs: never blocks the loop.
+
+    It tells every second that the loop turns, also while connections are opened, a server keeps
+    everybody waiting, or a look-up of addresses is not to be ended: silence is the worker's own.
+    """
 
     def __init__(self, connection: socket.socket, reader: FrameReader) -> None:
         self._connection = connection
         self._reader = reader
         self._backlog: deque[bytes] = deque()
+        self._attached = False
 
     def attach(self) -> None:
         """Begin to listen, on the running loop."""
@@ -95,9 +104,12 @@ class SocketLink:
         self._may_stop = asyncio.Event()
         self._connection.setblocking(False)
         self._loop.add_reader(self._connection.fileno(), self._on_readable)
+        self._attached = True
+        self._loop.call_soon(self._say_alive)
 
     def detach(self) -> None:
-        """Stop listening."""
+        """Stop listening; what the loop still ends is told of until it is closed."""
+        self._attached = False
         self._loop.remove_reader(self._connection.fileno())
         self._loop.remove_writer(self._connection.fileno())
 
@@ -144,6 +156,16 @@ class SocketLink:
             self._loop.add_writer(self._connection.fileno(), self._drain)
         else:
             self._loop.remove_writer(self._connection.fileno())
+
+    def _say_alive(self) -> None:
+        """Tell that the loop turns, or go on with what waits and tells it, too."""
+        if not self._backlog:
+            self._backlog.append(_ALIVE)
+        if self._attached:
+            self._drain()
+        else:
+            self.send_backlog()
+        self._loop.call_later(_ALIVE_EVERY_S, self._say_alive)
 
     def _on_readable(self) -> None:
         for message in self._reader.read():

@@ -15,12 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
 from fmgauge.config import PlannedStage
 from fmgauge.errors import StepError
 from fmgauge.load.link import (
+    Alive,
     Begin,
     CountedEnded,
     FrameReader,
@@ -36,6 +38,9 @@ from fmgauge.load.link import (
 from fmgauge.transport import Clock
 
 BEGIN_AFTER_S = 0.02  # from the last worker's word that it is ready to the common start
+MOST_SILENT_S = 30.0  # its loop speaks every second, and no load holds one up for half a minute
+MOST_PREPARING_S = 120.0  # before the first word of a stage: imports, and every request made ready
+_MOST_COUNTED_S = 1.0  # of the gap between two looks: a longer one is this process's own silence
 _BREATH_S = 0.005  # frames are left to gather for so long: each look costs processor time
 _END_WITHIN_S = 5.0
 _SOCKET_BYTES = 4 * 2**20
@@ -46,7 +51,7 @@ _RATE_PER_WORKER = 500
 
 
 class WorkerDied(StepError):
-    """A worker ended before its part of a stage was done."""
+    """A worker ended, or fell silent, before its part of a stage was done."""
 
 
 @dataclass
@@ -61,11 +66,14 @@ class Worker:
     state: type = Run
     status: Status = field(default_factory=lambda: Status("warmup", 0))
     summary: Summary | None = None
+    silent_s: float = 0.0  # for how long nothing has come of it
+    most_silent_s: float = MOST_PREPARING_S
 
     @classmethod
     def start(cls) -> Worker:
         """A new process, listening."""
         ours, theirs = socket.socketpair()
+        ours.settimeout(_MOST_COUNTED_S)
         said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
@@ -79,28 +87,49 @@ class Worker:
         return cls(process, ours, FrameReader(ours), said)
 
     def tell(self, message: Any) -> None:
-        """Send a message; one that is gone shows when it is listened to."""
-        try:
-            self.connection.sendall(message_frame(message))
-        except ConnectionError:
-            self.reader.ended = True
+        """Send a message; one that is gone, or takes nothing, shows when it is listened to."""
+        left = memoryview(message_frame(message))
+        while left and not self.is_silent and not self.reader.ended:
+            try:
+                left = left[self.connection.send(left) :]
+            except TimeoutError:
+                self.silent_s += _MOST_COUNTED_S
+            except ConnectionError:
+                self.reader.ended = True
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has said nothing for too long. With its part summed up, it has nothing to."""
+        return self.summary is None and self.silent_s >= self.most_silent_s
+
+    def has_word(self) -> bool:
+        """Whether there is something to read, or the end, within a few seconds."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_READ)
+            return bool(selector.select(_END_WITHIN_S))
 
     def close(self) -> None:
         """End the process if it has not ended."""
         self.connection.close()
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):  # it ends when its system call does
+            self.process.wait(_END_WITHIN_S)
         self.said.close()
 
-    def why_dead(self) -> str:
-        """How the process ended, and the last lines that it wrote."""
-        code = self.process.wait(_END_WITHIN_S)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    def how_it_ended(self) -> str:
+        """How the process ended, in words."""
+        try:
+            code = self.process.wait(_END_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            return "closed its connection and did not end"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+    def last_words(self) -> str:
+        """The last lines that it wrote to standard error."""
         self.said.seek(0)
         lines = self.said.read().decode(errors="replace").splitlines()
-        tail = " | ".join([line.strip() for line in lines if line.strip()][-_REASON_LINES:])
-        return f"{how}: {tail}" if tail else how
+        return " | ".join([line.strip() for line in lines if line.strip()][-_REASON_LINES:])
 
 
 class OnRows(Protocol):
@@ -111,10 +140,23 @@ class OnRows(Protocol):
 
 
 class Workers:
-    """The workers of a run: as many processes as the largest of its stages can use."""
+    """The workers of a run: as many processes as the largest of its stages can use.
 
-    def __init__(self, count: int, clock: Clock) -> None:
+    A worker of which nothing came for `most_silent_s`, or before its first word of a stage for
+    `most_preparing_s`, has stopped for ever, and is as good as dead. How slow a server is has no
+    part in that. Only time in which this process was looking counts.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        clock: Clock,
+        *,
+        most_silent_s: float = MOST_SILENT_S,
+        most_preparing_s: float = MOST_PREPARING_S,
+    ) -> None:
         self._clock = clock
+        self._most_silent_s, self._most_preparing_s = most_silent_s, most_preparing_s
         self._workers = [Worker.start() for _ in range(count)]
         self._active: list[Worker] = []
 
@@ -147,15 +189,17 @@ class Workers:
         """Run a stage split over the first `shards` workers; the summary of each.
 
         `on_rows` gets the rows as they come. `meanwhile(elapsed_s)` is called now and then, with
-        None before the start. Raises WorkerDied as soon as a worker is gone, after its last rows
-        were given on.
+        None before the start. Raises WorkerDied as soon as a worker is gone or has been silent for
+        too long, after the last rows of all were given on.
         """
         self._active = self._workers[:shards]
         self._on_rows, self._origin_s = on_rows, 0.0
-        self._meanwhile, self._every_s, self._shown_s = meanwhile, every_s, self._clock.now_s()
+        self._meanwhile, self._every_s = meanwhile, every_s
+        self._shown_s = self._looked_s = self._clock.now_s()
         for index, worker in enumerate(self._active):
             worker.index, worker.state, worker.summary = index, Run, None
             worker.status = Status("warmup", 0)
+            worker.silent_s, worker.most_silent_s = 0.0, self._most_preparing_s
             worker.tell(Run(task, Shard(index, shards)))
         self._until(Ready)
         self._origin_s = self._clock.now_s() + BEGIN_AFTER_S
@@ -175,10 +219,30 @@ class Workers:
             for worker in self._active:
                 selector.register(worker.connection, selectors.EVENT_READ, worker)
             while any(worker.state is not state for worker in self._active):
-                for key, _ in selector.select(self._every_s):
+                ready = selector.select(self._every_s)
+                self._count_silence()
+                for key, _ in ready:
                     self._listen(key.data)
+                self._refuse_silence()
                 self._show()
                 time.sleep(_BREATH_S)
+
+    def _count_silence(self) -> None:
+        """Add the time since the last look to every worker's silence, before it is broken.
+
+        No more than a second: where this process was stopped or the machine slept, the workers may
+        have been, too, and need a moment to speak again.
+        """
+        now_s = self._clock.now_s()
+        gap_s, self._looked_s = min(now_s - self._looked_s, _MOST_COUNTED_S), now_s
+        for worker in self._active:
+            worker.silent_s += gap_s
+
+    def _refuse_silence(self) -> None:
+        for worker in self._active:
+            if worker.is_silent:
+                silence = f"has said nothing for {worker.most_silent_s:g} s"
+                raise WorkerDied(self._obituary(worker, silence))
 
     def _listen(self, worker: Worker) -> None:
         self._take_all(worker)
@@ -188,6 +252,7 @@ class Workers:
     def _take_all(self, worker: Worker) -> None:
         """Take what is there of a worker; its rows together, since handing on has its price."""
         messages = worker.reader.read()
+        worker.silent_s, worker.most_silent_s = 0.0, self._most_silent_s
         frames = [message for message in messages if isinstance(message, bytes)]
         if frames:
             self._on_rows(frames, worker=worker.index, origin_s=self._origin_s)
@@ -198,7 +263,7 @@ class Workers:
     def _take(self, worker: Worker, message: Any) -> None:
         if isinstance(message, Status):
             worker.status = message
-        else:
+        elif not isinstance(message, Alive):
             worker.state = type(message)
             worker.summary = message if isinstance(message, Summary) else None
 
@@ -208,14 +273,17 @@ class Workers:
             self._shown_s = now_s
             self._meanwhile(now_s - self._origin_s if self._origin_s else None)
 
-    def _obituary(self, dead: Worker) -> str:
-        """Why a worker is gone; the rows that the others had finished are taken first."""
+    def _obituary(self, dead: Worker, silence: str = "") -> str:
+        """Why a worker is gone; all are ended, and the rows that they had finished taken first."""
         for worker in self._active:
-            if worker is not dead:
+            if worker is not dead or silence:
                 worker.process.kill()
-                while not worker.reader.ended:
-                    self._take_all(worker)
-        return f"worker {dead.index + 1} of {len(self._active)} {dead.why_dead()}"
+        for worker in self._active:
+            while not worker.reader.ended and worker.has_word():
+                self._take_all(worker)
+        how = silence or dead.how_it_ended()
+        told = dead.last_words()
+        return f"worker {dead.index + 1} of {len(self._active)} {how}{told and f': {told}'}"
 
 
 def shards_of(planned: PlannedStage, workers: int | None) -> int:

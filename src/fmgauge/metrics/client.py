@@ -24,6 +24,23 @@ MOST_LOOP_LAG_S = 0.010  # at the 99th percentile
 MOST_CPU_SHARE = 0.9  # of one core
 LEAST_HELD = 0.99  # of a closed loop's concurrency, on average
 
+_CAUSES = {  # by words that every reason of that cause has
+    "requests were sent more than": "requests were sent late",
+    "event loop was late by": "the client's event loop was late",
+    "of a core": "the client used up its core",
+    "in flight on average": "too few requests were in flight",
+}
+
+
+def client_causes(client_limited: str) -> list[str]:
+    """The causes behind the reasons of `client_limited`, which has numbers of one stage in them."""
+    reasons = client_limited.split("; ") if client_limited else []
+    return list(dict.fromkeys(map(_cause, reasons)))
+
+
+def _cause(reason: str) -> str:
+    return next((cause for words, cause in _CAUSES.items() if words in reason), reason)
+
 
 def client_columns(
     info: StageInfo,

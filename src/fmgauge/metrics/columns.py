@@ -38,7 +38,10 @@ SEED_COLUMNS = (
     "transactions_per_minute",
     "price_per_txn",
 )
-COUNTS = ("n_requests", "n_ok", "n_failed", *(f"n_{status}" for status in FAILURES), "held_back")
+COUNTS = (
+    *("n_requests", "n_ok", "n_failed", *(f"n_{status}" for status in FAILURES)),
+    *("n_resent", "n_doubtful_counts", "held_back"),
+)
 CLIENT_COLUMNS = (
     *("in_flight_max", "achieved_rate_ratio", "held_back"),
     *("client_cpu_share", "loop_lag_s_p99", "loop_lag_s_max", "client_limited"),

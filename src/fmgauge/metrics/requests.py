@@ -28,7 +28,8 @@ TOKEN_COLUMNS = ("phase", "status", "token_at_s", "chunk_tokens")
 _COLUMNS = (
     *TOKEN_COLUMNS,
     *("intended_at_s", "connected_at_s", "sent_at_s", "finished_at_s"),
-    *("prompt_tokens", "output_tokens", "finish_reason", "token_source", "http_status"),
+    *("prompt_tokens", "max_output_tokens", "output_tokens", "finish_reason", "token_source"),
+    *("http_status", "resent"),
 )
 
 
@@ -89,6 +90,8 @@ class Requests:
     streamed: Flags
     hit_limit: Flags  # ended because it reached the most tokens that it was asked for
     counted_by_server: Flags
+    doubtful: Flags  # the server told fewer output tokens than chunks bore, or more than were asked
+    resent: Flags
     intended_s: Floats
     connected_s: Floats
     sent_s: Floats
@@ -105,12 +108,18 @@ class Requests:
         first_s, last_s = _first_and_last(chunks)
         streamed = chunks.n_chunks >= 2
         finished_s = _floats(records.column("finished_at_s"))
+        output_tokens = _floats(records.column("output_tokens"))
+        by_server = _is(records, "token_source", "server")
+        most_tokens = _floats(records.column("max_output_tokens"))
+        impossible = (output_tokens < chunks.n_chunks) | (output_tokens > most_tokens)
         return cls(
             measured=_is(records, "phase", "measured"),
             status=_places(records.column("status"), STATUSES),
             streamed=streamed,
             hit_limit=_is(records, "finish_reason", "length"),
-            counted_by_server=_is(records, "token_source", "server"),
+            counted_by_server=by_server,
+            doubtful=by_server & impossible,
+            resent=_flags(records.column("resent")),
             intended_s=_floats(records.column("intended_at_s")),
             connected_s=_floats(records.column("connected_at_s")),
             sent_s=_floats(records.column("sent_at_s")),
@@ -118,7 +127,7 @@ class Requests:
             end_s=np.where(streamed, last_s, finished_s),
             finished_s=finished_s,
             prompt_tokens=_floats(records.column("prompt_tokens")),
-            output_tokens=_floats(records.column("output_tokens")),
+            output_tokens=output_tokens,
             http_status=_floats(records.column("http_status")),
         )
 
@@ -184,8 +193,14 @@ class Requests:
 def _is(records: pa.RecordBatch, column: str, text: str) -> Flags:
     import pyarrow.compute as pc
 
-    equal = pc.fill_null(pc.equal(records.column(column), text), fill_value=False)
-    flags: Flags = equal.to_numpy(zero_copy_only=False)
+    return _flags(pc.equal(records.column(column), text))
+
+
+def _flags(column: pa.Array[Any]) -> Flags:
+    """Booleans, False where there is none."""
+    import pyarrow.compute as pc
+
+    flags: Flags = pc.fill_null(column, fill_value=False).to_numpy(zero_copy_only=False)
     return flags
 
 

@@ -73,6 +73,7 @@ def _outcomes(measured: Requests) -> dict[str, Value]:
         "n_failed": n - n_ok,
         "error_rate": ratio(n - n_ok, n),
         **{f"n_{status}": int(by_status[STATUSES.index(status)]) for status in FAILURES},
+        "n_resent": int(measured.resent.sum()),
     }
 
 
@@ -82,6 +83,7 @@ def _token_counts(measured: Requests) -> dict[str, Value]:
     return {
         "prompt_token_count_mean": _mean(ok.prompt_tokens),
         "completion_token_count_mean": _mean(ok.output_tokens),
+        "n_doubtful_counts": int(ok.doubtful.sum()),
         "output_limit_share": _mean(ok.hit_limit.astype(np.float64)),
         "token_source": "+".join(source for source, is_used in told.items() if is_used) or "none",
     }

@@ -14,20 +14,21 @@ from fmgauge.runs import Run
 from fmgauge.transport import Clock, RealClock
 
 _PLAIN_EVERY_S = 10.0
-_MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "-", "failed": "✗"}
+_MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "-"}
+_MARKS |= {"failed": "✗", "interrupted": "✗"}
 
 
 class Display(Protocol):
     """Shows which notebook runs and how far the load is."""
 
     def notebook(self, name: str, state: str) -> None:
-        """Notebook `name` is now running, done, skipped or failed."""
+        """Notebook `name` is now running, done, skipped, failed or interrupted."""
 
     def tick(self) -> None:
         """Look again; called a few times a second while a notebook runs."""
 
     def say(self, line: str) -> None:
-        """Show one line that stays."""
+        """Show one line that stays; after `close`, below all else."""
 
     def close(self) -> None:
         """Leave the terminal as it was found."""
@@ -40,22 +41,12 @@ def display_for(run: Run) -> Display:
 
 def progress_lines(progress: Progress) -> tuple[str, str]:
     """The load's state: which stage, and how far it is. Each line fits 80 columns as a rule."""
+    here, in_all = progress.left(duration_text)
     return (
         f"stage {progress.stage_number} of {progress.n_stages}: {progress.stage}",
-        f"{progress.phase}, {progress.requests_done} done, {progress.failed} failed, "
-        f"{progress.request_rate:.1f}/s, left: {_time_left(progress.stage_remaining_s)} here, "
-        f"{_in_all(progress)} in all",
+        f"{progress.phase}, {progress.done}, {progress.failed} failed, "
+        f"{progress.request_rate:.1f}/s, left: {here} here, {in_all} in all",
     )
-
-
-def _time_left(left_s: float | None) -> str:
-    """How long the stage goes on; only a count may end it, and nobody knows when."""
-    return "unknown" if left_s is None else duration_text(left_s)
-
-
-def _in_all(progress: Progress) -> str:
-    least = "at least " if progress.stage_remaining_s is None else ""
-    return least + duration_text(progress.run_remaining_s)
 
 
 @dataclass
@@ -128,7 +119,7 @@ class LiveDisplay:
         self._live.update(shown, refresh=True)
 
     def say(self, line: str) -> None:
-        """Print one line above the display."""
+        """Print one line above the display, or below it once that is closed."""
         self._live.console.print(line, markup=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -83,11 +83,13 @@ def execute_notebook(
     *,
     stop: StopSignal | None,
     tick: Callable[[], None],
+    stopping: Callable[[str], None],
 ) -> None:
     """Execute notebook `name` with `parameters`, saving it to `executed` as it goes.
 
-    `tick` is called a few times a second meanwhile. Raises NotebookError where a cell fails and
-    Interrupted once `stop` has noted a signal; with no `stop`, the notebook cannot be interrupted.
+    `tick` is called a few times a second meanwhile. Raises NotebookError where a cell fails and,
+    once `stop` has noted a signal, Interrupted: after `stopping(signal's name)` was called and the
+    notebook has ended. With no `stop`, it cannot be interrupted.
     """
     source = notebooks_folder() / f"{name}.ipynb"
     _refuse_other_parameters(source)
@@ -98,6 +100,7 @@ def execute_notebook(
             wait([running], timeout=_TICK_S)
             tick()
             if stop and stop.signum:
+                stopping(signal.Signals(stop.signum).name)
                 _interrupt(running)
                 raise Interrupted(stop.signum)
     _raise_failure(name, executed, running)

@@ -48,10 +48,12 @@ def _key_problems(loaded: LoadedConfig) -> Iterator[Problem]:
 def _plan_line(loaded: LoadedConfig) -> str:
     stages = planned_stages(loaded.config)
     load_s = sum(stage.least_planned_s for stage in stages)
-    least = "at least " if any(stage.planned_s is None for stage in stages) else ""
+    requests = sum(stage.unplanned_requests for stage in stages)
+    least = "at least " if requests else ""
+    until = f" and as long as {requests} requests take" if requests else ""
     return (
         f"{loaded.path}: {len(loaded.config.experiments)} experiment(s), {len(stages)} stages, "
-        f"{least}{duration_text(load_s)} under load, {_cost_text(loaded, least)}"
+        f"{least}{duration_text(load_s)} under load{until}, {_cost_text(loaded, least)}"
     )
 
 

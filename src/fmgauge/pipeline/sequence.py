@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fmgauge.config import load_config, planned_stages
 from fmgauge.decision import read_decision
-from fmgauge.deploy import clean_up, hold_lease
+from fmgauge.deploy import announcements, clean_up, hold_lease
 from fmgauge.errors import ConfigError, FmgaugeError, StepError
 from fmgauge.pipeline.display import Display, display_for
 from fmgauge.pipeline.notebooks import (
@@ -35,11 +35,20 @@ _, DEPLOY, INFER, METRICS, REPORT, CLEAN_UP = NOTEBOOKS
 _log = logging.getLogger("fmgauge.pipeline")
 
 
-def run_pipeline(config_path: Path, *, overrides: Sequence[str] = (), resume: str | None) -> int:
+def run_pipeline(
+    config_path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: str | None,
+    called: str = "fmgauge",
+) -> int:
     """Run every notebook of a config in order, or with `resume` those that the run still lacks.
 
+    `called` is what the user types for this program, for what is to be typed next.
+
     The exit code: 0, or 3 where no candidate met the budgets, 1 where a step failed, 2 where the
-    data turned out unusable, 128 + n after signal n. Raises ConfigError before anything starts.
+    data turned out unusable, 128 + n after signal n. Raises ConfigError before anything starts, and
+    StepError where everything was done and reported, but not one stage could be measured.
     """
     loaded = load_config(config_path, overrides)
     run_id = _named_run(resume) if resume else ""
@@ -50,23 +59,30 @@ def run_pipeline(config_path: Path, *, overrides: Sequence[str] = (), resume: st
         with _logged(run):
             for line in [*plan, f"run {run.run_id}, results in {run.folder}"]:
                 display.say(line)
-            return _run_notebooks(run, display, _as_typed(config_path, overrides))
+            code = _run_notebooks(run, display, called)
     finally:
         display.close()
+    again = f"{called} run {_as_typed(config_path, overrides)} --resume {run.run_id}"
+    if code not in (0, EXIT_NO_CANDIDATE):
+        display.say(f"To go on: {again}")  # last, below what clean-up had to say
+    _refuse_unmeasured(run, code, again)
+    return code
 
 
-def rebuild_report(run: Run) -> int:
+def rebuild_report(run: Run, *, called: str = "fmgauge") -> int:
     """Compute a run's metrics and report anew from its records; the exit code as for a run."""
     display = display_for(run)
     try:
         with _logged(run), StopSignal() as stop:
             for name in (METRICS, REPORT):
                 _run_notebook(run, name, display, stop)
-            return _verdict(run, display)
+            code = _verdict(run, display)
     except FmgaugeError as error:
         return _told(error, display)
     finally:
         display.close()
+    _refuse_unmeasured(run, code, f"{called} run CONFIG --resume {run.run_id}")
+    return code
 
 
 def missing_steps(run: Run) -> tuple[str, ...]:
@@ -130,7 +146,7 @@ class _logged:
         self._handler.close()
 
 
-def _run_notebooks(run: Run, display: Display, resume_hint: str) -> int:
+def _run_notebooks(run: Run, display: Display, called: str) -> int:
     """Every missing notebook, then clean-up whatever happened; the exit code."""
     with StopSignal() as stop, hold_lease(run):
         try:
@@ -139,22 +155,20 @@ def _run_notebooks(run: Run, display: Display, resume_hint: str) -> int:
                 if name in needed:
                     _run_notebook(run, name, display, stop)
                     if name == DEPLOY:
-                        _tell_failed_endpoints(run, display)
+                        _announce_endpoints(run, display)
                 else:
                     display.notebook(name, "skipped")
             code = _verdict(run, display)
-        except FmgaugeError as error:
+        except (FmgaugeError, OSError) as error:  # an OSError of a full disk: notes are taken, too
             code = _told(error, display)
-            display.say(f"To go on: fmgauge run {resume_hint} --resume {run.run_id}")
         finally:
-            left = _clean_up(run, display)
+            left = _clean_up(run, display, called)
     return code if not left else EXIT_STEP_FAILED
 
 
-def _tell_failed_endpoints(run: Run, display: Display) -> None:
-    for endpoint in read_endpoints(run.endpoints_path).values():
-        if endpoint.state == "failed":
-            display.say(f"{endpoint.experiment} will not be measured: {endpoint.error}")
+def _announce_endpoints(run: Run, display: Display) -> None:
+    for line in announcements(read_endpoints(run.endpoints_path).values()):
+        display.say(line)
 
 
 def _run_notebook(run: Run, name: str, display: Display, stop: StopSignal | None) -> None:
@@ -162,7 +176,14 @@ def _run_notebook(run: Run, name: str, display: Display, stop: StopSignal | None
     parameters = {"config_path": str(run.config_path), "run_id": run.run_id}
     _changed(run, name, "running", display)
     try:
-        execute_notebook(name, executed, parameters, stop=stop, tick=display.tick)
+        execute_notebook(
+            name,
+            executed,
+            parameters,
+            stop=stop,
+            tick=display.tick,
+            stopping=lambda signal: display.say(f"{signal}: ending {name}, then cleaning up"),
+        )
     except Interrupted:
         _changed(run, name, "interrupted", display)
         raise
@@ -181,26 +202,27 @@ class _Unusable(StepError):
 def _changed(run: Run, name: str, state: str, display: Display) -> None:
     _log.info("%s %s", name, state)
     mark_step(run, name, state)
-    display.notebook(name, "failed" if state == "interrupted" else state)
+    display.notebook(name, state)
 
 
-def _clean_up(run: Run, display: Display) -> tuple[str, ...]:
+def _clean_up(run: Run, display: Display, called: str) -> tuple[str, ...]:
     """Notebook 6, and should it fail, its one call from here; what is left running."""
     try:
         _run_notebook(run, CLEAN_UP, display, stop=None)
-    except StepError as error:
+    except (StepError, OSError) as error:
         display.say(str(error))
-    left = clean_up(run).left
-    for name in left:
-        display.say(f"STILL RUNNING: {name}. Run `fmgauge clean-up {run.run_id}` again.")
+    finally:
+        left = clean_up(run).left
+        for name in left:
+            display.say(f"STILL RUNNING: {name}. Run `{called} clean-up {run.run_id}` again.")
     return left
 
 
-def _told(error: FmgaugeError, display: Display) -> int:
+def _told(error: FmgaugeError | OSError, display: Display) -> int:
     _log.error("%s", error)
-    display.say(str(error))
-    if isinstance(error, Interrupted):
+    if isinstance(error, Interrupted):  # which was told when the signal came
         return EXIT_SIGNAL + error.signum
+    display.say(str(error))
     return EXIT_BAD_INPUT if isinstance(error, (ConfigError, _Unusable)) else EXIT_STEP_FAILED
 
 
@@ -211,3 +233,17 @@ def _verdict(run: Run, display: Display) -> int:
     display.say(f"report: {run.folder / 'report.html'}")
     chosen = {answer.workload: answer.chosen for answer in decision.recommendations}
     return 0 if chosen[decision.workload_of_interest] else EXIT_NO_CANDIDATE
+
+
+def _refuse_unmeasured(run: Run, code: int, again: str) -> None:
+    """StepError, with every reason, where a run came to its end and not one stage was measured."""
+    if code != EXIT_NO_CANDIDATE:
+        return
+    answers = read_decision(run.decision_path).recommendations
+    if any(answer.chosen or answer.closest for answer in answers):
+        return
+    endpoints = read_endpoints(run.endpoints_path).values()
+    failed = announcements(endpoint for endpoint in endpoints if endpoint.state == "failed")
+    reasons = list(failed) or [answer.reason for answer in answers]
+    told = ["not one stage could be measured.", *reasons, f"Once that is mended: {again}"]
+    raise StepError("\n".join(told))

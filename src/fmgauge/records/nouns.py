@@ -51,6 +51,7 @@ class Endpoint:
     api: Literal["chat", "completions", "responses"] = "chat"
     api_key_env: str | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
+    usage_in_stream: bool = True  # False where its server refuses to be asked for that
     created_at: str | None = None
     first_answer_s: float | None = None
     resource: str | None = None  # the ledger's name for what this run created
@@ -126,6 +127,7 @@ class RequestRecord:
     first_content_at_s: float | None
     finished_at_s: float
     prompt_tokens: int | None
+    max_output_tokens: int | None  # that were asked for; None where the request set no limit
     output_tokens: int | None
     reasoning_tokens: int | None
     cached_tokens: int | None
@@ -136,4 +138,5 @@ class RequestRecord:
     finish_reason: str | None
     server_latency_s: float | None
     connection_reused: bool
+    resent: bool  # on a new connection, for the server had closed the kept one unanswered
     response_text: str | None = None

@@ -37,6 +37,7 @@ def record_schema() -> pa.Schema:
         "token_at_s": pa.list_(pa.float64()),
         "chunk_tokens": pa.list_(pa.int32()),
         "connection_reused": pa.bool_(),
+        "resent": pa.bool_(),
         "http_status": pa.int32(),
         "replication": pa.int32(),
         "worker": pa.int32(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,10 @@ class StageWriter:
     """Writes one stage's requests as they finish; its folder appears only once it is complete.
 
     Ended by `finish` or by `fail`; as a context manager that is left without either, it leaves
-    nothing behind. What is held in memory is one row group.
+    nothing behind. What is held in memory is one row group. What an earlier try of the stage left
+    as `<stage>.failed` is removed once the stage is there whole, so that nobody counts both.
+    Raises OSError where the disk takes no more. What was written by then cannot be read, so that
+    `finish` and `fail` raise the same from then on.
     """
 
     def __init__(self, folder: Path, key: StageKey, *, replication: int = 0) -> None:
@@ -54,6 +58,7 @@ class StageWriter:
         self._pending_bytes = 0
         self._has_uncounted = False
         self._has_ended = False
+        self._disk_error: OSError | None = None
         shutil.rmtree(self._partial, ignore_errors=True)  # a killed run's leftovers
         self._partial.mkdir(parents=True)
         self._parquet = _parquet_writer(self._partial / "part-0.parquet")
@@ -97,6 +102,7 @@ class StageWriter:
         write_json(self._partial / "stage.json", asdict(info))
         _put_in_place(self._partial, self._folder)
         self._has_ended = True
+        shutil.rmtree(self._failed, ignore_errors=True)
 
     def fail(self, reason: str) -> Path | None:
         """Keep what was written beside the stage's place, as no stage; None without any request.
@@ -107,11 +113,14 @@ class StageWriter:
         if not self.n_rows:
             self._discard()
             return None
-        failed = self._folder.with_name(f"{self._folder.name}.failed")
         write_json(self._partial / "failure.json", {"reason": reason, "n_records": self.n_rows})
-        _put_in_place(self._partial, failed)
+        _put_in_place(self._partial, self._failed)
         self._has_ended = True
-        return failed
+        return self._failed
+
+    @property
+    def _failed(self) -> Path:
+        return self._folder.with_name(f"{self._folder.name}.failed")
 
     def _count(self, rows: Sequence[Row]) -> None:
         self.n_rows += len(rows)
@@ -140,16 +149,30 @@ class StageWriter:
             table = pa.Table.from_batches(self._pending)
             self._pending.clear()
             self._pending_bytes = 0
-            self._parquet.write_table(table, row_group_size=table.num_rows)
+            with self._on_disk():
+                self._parquet.write_table(table, row_group_size=table.num_rows)
 
     def _close(self) -> None:
         for worker, origin_s in list(self._told):
             self._convert(worker, origin_s)
         self._flush()
-        self._parquet.close()
+        with self._on_disk():
+            self._parquet.close()
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Note that the disk takes no more: Parquet's own writer goes on as if nothing were."""
+        if self._disk_error is not None:
+            raise self._disk_error
+        try:
+            yield
+        except OSError as error:
+            self._disk_error = error
+            raise
 
     def _discard(self) -> None:
-        self._parquet.close()
+        with suppress(OSError):
+            self._parquet.close()
         shutil.rmtree(self._partial, ignore_errors=True)
         self._has_ended = True
 
@@ -261,8 +284,18 @@ def _file_batches(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBat
     for path in sorted(folder.glob("*.parquet")):
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
-                group = file.read_row_group(number, columns=list(columns))
+                group = _with_all(columns, file.read_row_group(number, columns=list(columns)))
                 yield from group.to_batches(max_chunksize=_ROWS_AT_ONCE)
+
+
+def _with_all(columns: Sequence[str], group: pa.Table) -> pa.Table:
+    """The columns in that order; one that records did not have when they were written is empty."""
+    import pyarrow as pa
+
+    for name in set(columns) - set(group.column_names):
+        field = record_schema().field(name)
+        group = group.append_column(field, pa.nulls(group.num_rows, field.type))
+    return group.select(list(columns))
 
 
 def _read_info(folder: Path) -> StageInfo:

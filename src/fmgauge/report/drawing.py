@@ -32,7 +32,9 @@ LEGEND: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "frameon": Fal
 
 _LEFT_IN, _RIGHT_IN, _BOTTOM_IN = 0.75, 0.12, 0.5
 _GAP_IN, _TITLE_IN = 0.15, 0.3  # between columns, and above each row
+_TITLE_LINE_IN = 0.16  # each further line of a title
 _TICKS_IN = 0.2  # below each row that has an axis of its own
+_LEGEND_CHAR_IN, _LEGEND_HANDLE_IN = 0.072, 0.57  # of a legend's entry
 
 
 def fitted_figure(height_in: float) -> Figure:
@@ -43,7 +45,7 @@ def fitted_figure(height_in: float) -> Figure:
 
 
 def panel_grid(
-    n_panels: int, legend_in: float, *, share_x: bool = True
+    n_panels: int, legend_in: float, *, share_x: bool = True, title_lines: int = 1
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `n_panels` panels of one height, `legend_in` inches left above them.
 
@@ -54,7 +56,7 @@ def panel_grid(
     n_columns = columns_of(n_panels)
     n_rows = math.ceil(n_panels / n_columns)
     panel_in = max(1.2, 3.6 - 0.8 * (n_columns - 1))
-    above_in = _TITLE_IN if share_x else _TITLE_IN + _TICKS_IN
+    above_in = _TITLE_IN + _TITLE_LINE_IN * (title_lines - 1) + (0 if share_x else _TICKS_IN)
     height_in = legend_in + _BOTTOM_IN + n_rows * (panel_in + above_in)
     figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI)
     grid = figure.subplots(n_rows, n_columns, sharex=share_x, sharey=True, squeeze=False).ravel()
@@ -97,6 +99,12 @@ def legend_above(figure: Figure, handles: Sequence[Any], n_columns: int, title: 
     """One legend for all panels, at the figure's top."""
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.0)}
     figure.legend(handles=handles, ncols=n_columns, title=title or None, **place, **LEGEND)
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """How many entries of a legend fit side by side, one at least."""
+    entry_in = _LEGEND_HANDLE_IN + _LEGEND_CHAR_IN * max(map(len, labels), default=0)
+    return max(1, min(len(labels), int(WIDTH_IN / entry_in)))
 
 
 def palette(name: str, n_colors: int) -> list[Any]:

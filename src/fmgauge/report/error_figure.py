@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fmgauge.report import wording
@@ -13,6 +13,7 @@ from fmgauge.report.drawing import (
     PALE,
     TITLE,
     VERMILION,
+    WIDTH_IN,
     fitted_figure,
     plain,
     short_names,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_GRIDS_ABREAST = 3
+_CHAR_IN, _FIELD_IN, _FIELD_GAP_IN = 0.07, 0.42, 0.05  # of a label, and the least of a field
 _UNKNOWN: dict[str, Any] = {
     "facecolor": "white",
     "edgecolor": PALE,
@@ -38,20 +40,35 @@ _UNKNOWN: dict[str, Any] = {
 def error_rates(material: Material) -> Figure:
     """The failed share of every stage: one grid a workload, candidates down, load across."""
     workloads = [workload.name for workload in material.config.workloads]
-    n_columns = min(_MOST_GRIDS_ABREAST, len(workloads))
-    n_rows = math.ceil(len(workloads) / n_columns)
-    figure = fitted_figure(0.7 + n_rows * (0.75 + 0.3 * len(material.experiments)))
-    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
     ticks = ticks_of(material.metrics)
+    names = short_names([experiment.name for experiment in material.experiments], 32)
+    field_in = (WIDTH_IN - _CHAR_IN * max(map(len, names.values()))) / len(ticks)
+    n_columns = _grids_abreast(len(workloads), field_in)
+    n_rows = math.ceil(len(workloads) / n_columns)
+    upright_in = _upright_in(ticks.values(), field_in / n_columns)
+    figure = fitted_figure(0.7 + n_rows * (0.75 + 0.3 * len(names) + upright_in))
+    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
     for axes, workload in zip(panels, workloads, strict=False):
         shares = _shares(material, workload, list(ticks))
         _draw_grid(axes, shares, [ticks[str(stage)] for stage in shares], _top(material.metrics))
         axes.set_title(plain(shortened(workload, 34)), **TITLE)
+        axes.tick_params(axis="x", labelrotation=90 if upright_in else 0)
     for axes in panels[len(workloads) :]:
         axes.set_visible(False)
     figure.suptitle(_title(material.metrics), fontsize=11, color=INK)
     figure.supxlabel(axis_name(kinds_of(material.metrics)), **LABEL)
     return figure
+
+
+def _grids_abreast(n_grids: int, field_in: float) -> int:
+    """How many grids stand side by side: so many as leave room for the words in their fields."""
+    return max(1, min(_MOST_GRIDS_ABREAST, n_grids, int(field_in / _FIELD_IN)))
+
+
+def _upright_in(ticks: Iterable[str], field_in: float) -> float:
+    """How much height the texts below a grid take more where they must stand upright, else 0."""
+    longest_in = _CHAR_IN * max(map(len, ticks))
+    return longest_in if longest_in > field_in - _FIELD_GAP_IN else 0.0
 
 
 def _title(metrics: pd.DataFrame) -> str:

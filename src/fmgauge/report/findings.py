@@ -26,7 +26,7 @@ from fmgauge.report.load_levels import (
     with_levels,
 )
 from fmgauge.report.material import Material, Row, instance_of, read_material
-from fmgauge.report.method import load_shapes
+from fmgauge.report.method import doubtful_counts, load_shapes
 from fmgauge.report.price_figure import n_budget_lines
 from fmgauge.runs import Run
 
@@ -291,6 +291,7 @@ def _caveats(material: Material, stage: StageVerdict) -> Markdown:
         "These figures are simulated." if simulated else "",
         client_caveat(row),
         held if row["held_back"] else "",
+        doubtful_counts(row),
     )
 
 
@@ -403,10 +404,32 @@ def _criterion(budget: Budget) -> Markdown:
 
 def costs(material: Material) -> Markdown:
     """What all experiments cost together."""
-    return Markdown(
+    total = Markdown(
         "The cost to run each experiment is provided in the table below. The total cost for "
         "running all experiments is {}."
     ).fill(Markdown(wording.usd_total(float(material.costs["cost"].sum()))))
+    return sentences(total, _not_billed(material))
+
+
+def _not_billed(material: Material) -> Markdown:
+    """Which of the costs nobody has to pay, and what they imitate; nothing where all is real."""
+    imitated = [e for e in material.experiments if e.endpoint.kind == "simulated"]
+    if not imitated:
+        return Markdown("")
+    names = [experiment.name for experiment in imitated]
+    usd = material.costs.loc[material.costs["experiment_name"].isin(names), "cost"].sum()
+    partly = Markdown("Of that, {} was not billed: {} {} simulated").fill(
+        Markdown(wording.usd_total(float(usd))),
+        joined(map(code, names)),
+        "is" if len(names) == 1 else "are",
+    )
+    wholly = Markdown("Nothing of it was billed: every endpoint is simulated")
+    used = dict.fromkeys("time under load" if e.instance_type else "tokens" for e in imitated)
+    return Markdown("{}, and the cost is what the same {} would cost on {}.").fill(
+        wholly if len(imitated) == len(material.experiments) else partly,
+        joined(used),
+        joined(dict.fromkeys(code(e.instance_type or e.model.name) for e in imitated)),
+    )
 
 
 # --- per instance -------------------------------------------------------------------------------
@@ -434,6 +457,7 @@ def recommendation_sentence(material: Material, recommendation: Recommendation) 
         _best_option(material, chosen, place, payload),
         _achieved(material.row(chosen), _level(chosen)),
         client_caveat(material.row(chosen)),
+        doubtful_counts(material.row(chosen)),
     )
 
 
@@ -581,9 +605,10 @@ def _growth(material: Material) -> Markdown:
     ]
     if not grown:
         return Markdown("")
-    few = grown[:_MOST_NAMED]
-    more = "" if len(few) == len(grown) else f" ({len(grown) - len(few)} more in the table below)"
-    return Markdown("Here, {}{}.").fill(joined(few), more)
+    few, left_out = grown[:_MOST_NAMED], len(grown[_MOST_NAMED:])
+    if not left_out:
+        return Markdown("Here, {}.").fill(joined(few))
+    return Markdown("Here, {} ({} more in the table below).").fill(joined(few), left_out)
 
 
 def _usd(value: float) -> Markdown:

@@ -17,6 +17,7 @@ from fmgauge.report.drawing import (
     TITLE,
     interval,
     legend_above,
+    legend_columns,
     missing,
     name_axes,
     palette,
@@ -33,7 +34,7 @@ from fmgauge.report.load_levels import (
     OPEN,
     axis_name,
     kinds_of,
-    ticks_of,
+    names_of,
     with_levels,
 )
 from fmgauge.report.material import Material, Row, rows_of
@@ -65,12 +66,13 @@ def drawn_points(requests: pd.DataFrame) -> pd.DataFrame:
 
 def tokens_vs_latency(material: Material) -> Figure:
     """Prompt tokens against end-to-end latency, one point a request, one panel an experiment."""
-    ticks, kinds = ticks_of(material.metrics), kinds_of(material.metrics)
-    levels = list(dict.fromkeys(ticks.values()))
+    loads, kinds = names_of(material.metrics), kinds_of(material.metrics)
+    levels = list(dict.fromkeys(loads.values()))
     drawn = drawn_points(material.requests)
-    points = drawn.assign(level=drawn["stage"].map(ticks))
+    points = drawn.assign(level=drawn["stage"].map(loads))
     names = [experiment.name for experiment in material.experiments]
-    figure, panels = panel_grid(len(names), legend_in=0.45)
+    abreast = legend_columns(levels)
+    figure, panels = panel_grid(len(names), 0.25 + 0.2 * math.ceil(len(levels) / abreast))
     labels = short_names(names, title_length(len(names)))
     for axes, name in zip(panels, names, strict=True):
         _draw_points(axes, points[points["experiment"] == name], levels)
@@ -78,7 +80,7 @@ def tokens_vs_latency(material: Material) -> Figure:
     if len(points):
         panels[0].set_ylim(0, points["latency_s"].max() * 1.08)
         unit = "load" if len(kinds) > 1 else AXIS[kinds[0]].partition(", ")[2]
-        legend_above(figure, _level_handles(levels), min(len(levels), 12), unit)
+        legend_above(figure, _level_handles(levels), abreast, unit)
     else:
         panels[0].set(xticks=[], yticks=[])
     name_axes(figure, "Prompt tokens, all datasets", "End-to-end latency, s")
@@ -138,8 +140,19 @@ class _Line(NamedTuple):
 
     name: str
     kind: str
-    label: str
+    arrivals: str
     rows: pd.DataFrame
+
+    @property
+    def label(self) -> str:
+        """Its name; Poisson arrivals, the rule, go without saying."""
+        return self.name if self.arrivals in ("", "poisson") else f"{self.name}, {self.arrivals}"
+
+    @property
+    def load(self) -> str:
+        """What its levels are, in words."""
+        unit = AXIS[self.kind].partition(", ")[2]
+        return unit if self.arrivals in ("", "poisson") else f"{unit}, {self.arrivals}"
 
 
 def concurrency_vs_latency(material: Material) -> Figure:
@@ -159,20 +172,16 @@ def concurrency_vs_latency(material: Material) -> Figure:
     shown = kinds if together else [line.kind for line in lines]
     _scale(list(zip(panels, shown, strict=True)), rows, limits)
     workload = shortened(material.workload, 60)
-    name_axes(figure, f"{axis_name(kinds)} (dataset {workload})", "Mean end-to-end latency, s")
+    name_axes(figure, f"{axis_name(kinds)}; dataset {workload}", "Mean end-to-end latency, s")
     return figure
 
 
 def _lines(rows: pd.DataFrame) -> list[_Line]:
-    """The lines of one workload: closed loops first, then by experiment as they come.
-
-    An experiment's closed loop and its Poisson arrivals, the rule, bear its name alone.
-    """
+    """The lines of one workload: closed loops first, then by experiment as they come."""
     places = {name: place for place, name in enumerate(rows.sort_index()["experiment_name"])}
     lines = []
     for (name, kind, arrivals), one in rows.groupby(LINE, sort=False):
-        label = str(name) if arrivals in ("", "poisson") else f"{name}, {arrivals}"
-        lines.append(_Line(str(name), str(kind), label, one))
+        lines.append(_Line(str(name), str(kind), str(arrivals), one))
     return sorted(lines, key=lambda line: (line.kind, places[line.name]))
 
 
@@ -216,8 +225,11 @@ def _draw_apart(lines: Sequence[_Line], limits: Sequence[float]) -> tuple[Figure
     from matplotlib.collections import LineCollection
 
     alike = len({line.kind for line in lines}) == 1
-    figure, panels = panel_grid(len(lines), legend_in=0.15 if limits else 0.0, share_x=alike)
-    labels = short_names([line.label for line in lines], title_length(len(lines)))
+    several = len({line.load for line in lines}) > 1  # then each says which it is
+    figure, panels = panel_grid(
+        len(lines), 0.15 if limits else 0.0, share_x=alike, title_lines=1 + several
+    )
+    names = short_names(list(dict.fromkeys(one.name for one in lines)), title_length(len(lines)))
     for axes, own in zip(panels, lines, strict=True):
         behind = [
             one.rows[["level", "latency_mean"]].to_numpy() for one in lines if one.kind == own.kind
@@ -226,7 +238,7 @@ def _draw_apart(lines: Sequence[_Line], limits: Sequence[float]) -> tuple[Figure
         _draw_line(axes, own.rows, color=BLUE, marker="o")
         if own.rows["latency_mean"].isna().all():
             say(axes, missing(rows_of(own.rows)[0]))
-        axes.set_title(labels[own.label], **TITLE)
+        axes.set_title(names[own.name] + (f"\n{own.load}" if several else ""), **TITLE)
     handles = _draw_limits(panels, limits)
     if handles:
         legend_above(figure, handles, 1)

@@ -64,7 +64,7 @@ def with_levels(frame: pd.DataFrame) -> pd.DataFrame:
 def ticks_of(frame: pd.DataFrame) -> dict[str, str]:
     """Each stage's name and the shortest text that tells its level, in order of load.
 
-    Where both kinds of load stand side by side, a rate is written as 2/s.
+    Where both kinds of load stand side by side, they are written as 4 in flight and 2/s.
     """
     mixed = len(kinds_of(frame)) > 1
     rows = rows_of(with_levels(frame).drop_duplicates("stage"))
@@ -73,9 +73,17 @@ def ticks_of(frame: pd.DataFrame) -> dict[str, str]:
 
 def _tick(row: Row, mixed: bool) -> str:
     if row["kind"] == CLOSED:
-        return f"{row['level']:.0f}"
+        return f"{row['level']:.0f}{' in flight' if mixed else ''}"
     arrivals = "" if row["arrivals"] == "poisson" else f" {row['arrivals']}"
     return f"{row['level']:g}{'/s' if mixed else ''}{arrivals}"
+
+
+def names_of(frame: pd.DataFrame) -> dict[str, str]:
+    """Each stage's name and what a list calls its level, with its unit where there are several."""
+    if len(kinds_of(frame)) < 2:
+        return ticks_of(frame)
+    rows = rows_of(with_levels(frame).drop_duplicates("stage"))
+    return {row["stage"]: label_of(row) for row in rows}
 
 
 def axis_name(kinds: list[str]) -> str:

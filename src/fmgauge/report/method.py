@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fmgauge.config.model import ClosedLoop, Load, OpenLoop
-from fmgauge.metrics import PERCENTILES
+from fmgauge.metrics import PERCENTILES, client_causes
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, joined, sentences
 from fmgauge.report.load_levels import CLOSED, OPEN, kinds_of, labels_of
@@ -33,6 +33,8 @@ def how_measured(material: Material) -> list[Markdown]:
         _window(material),
         *_client_limits(material.metrics),
         *_held_back(material.metrics),
+        *_resent(material.metrics),
+        *_doubtful_counts(material.metrics),
         _definitions(material.metrics),
         _percentiles(),
         *_prompts(material),
@@ -189,18 +191,29 @@ def stage_notes(row: Row) -> str:
         notes.append(f"the client was the bottleneck: {row['client_limited']}")
     if row["held_back"] > 0:
         notes.append(f"{row['held_back']:,} held back by max_in_flight")
+    if row["n_resent"] > 0:
+        notes.append(f"{row['n_resent']:,} sent again")
+    if row["n_doubtful_counts"] > 0:
+        notes.append(f"{row['n_doubtful_counts']:,} impossible token counts")
     return "; ".join(notes)
 
 
 def _client_limits(metrics: pd.DataFrame) -> Iterator[Markdown]:
-    """The stages whose client was the bottleneck; why, the table of all stages says of each."""
-    limited = metrics[metrics["client_limited"] != ""]
-    if len(limited):
-        yield Markdown(
-            "**The client was the bottleneck** for {}, for the reasons noted in the table of all "
-            "stages: these figures are partly those of the machine that sent the load. Distrust "
-            "them."
-        ).fill(_stages(limited))
+    """The stages whose client was the bottleneck, by cause; the table of all has the numbers."""
+    causes = metrics["client_limited"].map(client_causes).explode().dropna()
+    told = [
+        Markdown("{} for {}.").fill(
+            f"{cause[0].upper()}{cause[1:]}", _stages(metrics.loc[causes.index[causes == cause]])
+        )
+        for cause in causes.unique()
+    ]
+    if told:
+        yield sentences(
+            Markdown("**The client was the bottleneck.**"),
+            *told,
+            "These figures are partly those of the machine that sent the load: distrust them. The "
+            "table of all stages has the numbers.",
+        )
 
 
 def _held_back(metrics: pd.DataFrame) -> Iterator[Markdown]:
@@ -213,6 +226,47 @@ def _held_back(metrics: pd.DataFrame) -> Iterator[Markdown]:
             "{} {} held back because max_in_flight was reached, for {}: the wait is part of "
             "their latency."
         ).fill(wording.plural(n, "request"), verb, _stages(held))
+
+
+def _resent(metrics: pd.DataFrame) -> Iterator[Markdown]:
+    """The stages in which requests crossed the server's close of a kept connection."""
+    again = metrics[metrics["n_resent"] > 0]
+    if len(again):
+        n = int(again["n_resent"].sum())
+        yield Markdown(
+            "{} {} sent again on a new connection, for the server had closed the kept one "
+            "unanswered, for {}: what counts from their sending counts from the second one."
+        ).fill(wording.plural(n, "measured request"), "was" if n == 1 else "were", _stages(again))
+
+
+def _doubtful_counts(metrics: pd.DataFrame) -> Iterator[Markdown]:
+    """The endpoints whose own token counts are impossible, and what goes by them."""
+    doubtful = metrics[metrics["n_doubtful_counts"] > 0]
+    names = metrics["experiment_name"]
+    if len(doubtful):
+        counts = metrics[names.isin(doubtful["experiment_name"])].groupby(names, sort=False)
+        yield Markdown(
+            "**The endpoint's own token counts cannot be right** for {}: they are of fewer output "
+            "tokens than there were chunks that bore some, or of more than were asked for. They "
+            "stand as they were told, for they are what is billed: prices and throughput per "
+            "token, and TPOT, go by them."
+        ).fill(joined(_doubtful_share(name, one) for name, one in counts))
+
+
+def _doubtful_share(name: object, metrics: pd.DataFrame) -> Markdown:
+    n, n_ok = int(metrics["n_doubtful_counts"].sum()), int(metrics["n_ok"].sum())
+    return Markdown("{} of {} of {}").fill(f"{n:,}", wording.plural(n_ok, "answer"), code(name))
+
+
+def doubtful_counts(row: Row) -> str:
+    """A sentence on a stage whose server told impossible token counts; "" of any other."""
+    n = int(row["n_doubtful_counts"])
+    if not n:
+        return ""
+    return (
+        f"The endpoint's own token counts cannot be right for {n:,} of "
+        f"{wording.plural(int(row['n_ok']), 'answer')} there, and figures per token go by them."
+    )
 
 
 # --- definitions --------------------------------------------------------------------------------
@@ -249,10 +303,10 @@ def _prompts(material: Material) -> Iterator[Markdown]:
     for workload in material.config.workloads:
         facts = material.workloads[workload.name]
         dropped = [f"{n:,} by {name}" for name, n in facts["rows_dropped"].items() if n]
-        notes = "".join(f" {note}." for note in facts["notes"])
+        salt = _salt(workload.salt, _cached_share(material.requests, workload.name))
         yield Markdown(
             "Dataset {}: {} of {} to {} tokens (mean {}) from {} of {}{}; {} kept for warm-up "
-            "and drain. {}{}"
+            "and drain. {}"
         ).fill(
             code(workload.name),
             wording.plural(facts["prompts"], "prompt"),
@@ -263,8 +317,7 @@ def _prompts(material: Material) -> Iterator[Markdown]:
             joined(map(code, facts["datasets"])),
             f", dropped: {', '.join(dropped)}" if dropped else "",
             facts["prompts_reserved"],
-            _salt(workload.salt, _cached_share(material.requests, workload.name)),
-            notes,
+            sentences(salt, *(f"{note}." for note in facts["notes"])),
         )
 
 

@@ -35,6 +35,8 @@ _SHORTEST_WATCH_S = 0.005
 _OPENED_AT_ONCE = 64
 _CLOSE_WITHIN_S = 5.0
 _ANY_DEFLATE = zlib.MAX_WBITS | 32  # gzip or zlib, told apart by their headers
+_GZIP = zlib.MAX_WBITS | 16
+_GZIP_BEGINS = b"\x1f"
 
 FailureKind = Literal["connection_error", "timeout", "truncated", "stream_error", "cancelled"]
 
@@ -516,14 +518,29 @@ class _Connection(asyncio.Protocol):
 
     def _inflated(self, exchange: Exchange, stamp_s: float, body: bytes) -> str | None:
         """Hand on compressed bytes of a body as plain ones; what was wrong with them, or None."""
-        limit = self._client.max_response_bytes
+        limit, plain, problem = self._client.max_response_bytes, b"", None
         try:
             plain = self._inflate.decompress(body, limit)
+            while len(plain) < limit and (rest := self._inflate.unused_data):
+                self._begin_next_member(rest)
+                plain += self._inflate.decompress(rest, limit - len(plain))
         except zlib.error as error:
-            return f"malformed compression: {error}"
+            problem = f"malformed compression: {error}"
         exchange.on_body(stamp_s, plain)
         self._received += len(plain)
-        return self._oversized() if self._received > limit else None
+        return self._oversized() if self._received > limit else problem
+
+    def _begin_next_member(self, rest: bytes) -> None:
+        """Decompress anew what follows an end: a gzip body is one member or several, in a row."""
+        if not rest.startswith(_GZIP_BEGINS):
+            raise zlib.error("something else follows its end")
+        self._inflate = zlib.decompressobj(_GZIP)
+
+    def _cut_compression(self) -> Failure | None:
+        """Why a body that is whole for HTTP is not, where its compression goes on."""
+        if self._inflate is None or self._inflate.eof:
+            return None
+        return Failure("truncated", "the compressed answer ends early")
 
     def _finish(self, exchange: Exchange, stamp_s: float, *, clean: bool) -> None:
         """Free the connection, or close it, before the owner hears of the end and sends again."""
@@ -535,8 +552,7 @@ class _Connection(asyncio.Protocol):
             self._client.has_reused = True
         if self._client.origin.tls:
             self._client.connector.remember(self._transport)
-        if self._inflate is not None and not self._inflate.eof:
-            exchange.failure = Failure("truncated", "the compressed answer ends early")
+        exchange.failure = self._cut_compression()
         self._expect_answer()
         if keep:
             self._client.keep(self)
@@ -549,6 +565,7 @@ class _Connection(asyncio.Protocol):
         stamp_s = self._now_s() if self._ended_at_s is None else self._ended_at_s
         reason = str(error) if error else "the server closed the connection"
         if self._head_complete and not self._length_told and error is None:
+            exchange.failure = self._cut_compression()
             self._client.end(exchange, stamp_s)
         elif self._head_complete:
             self._client.break_off(exchange, Failure("truncated", reason), stamp_s)

@@ -287,6 +287,11 @@ def count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
+def is_error(value: Any) -> bool:
+    """Whether a field named `error` tells one: also where it is empty, but for `""`."""
+    return value is not None and value is not False and value != ""
+
+
 def json_text(value: Any) -> str:
     """`value` as JSON; nothing where it is nested too deeply to be written."""
     try:

@@ -39,6 +39,15 @@ def request_template(
     return template(endpoint, payload, path=form.path, body=form.body, api_key=api_key)
 
 
+def usage_is_optional(endpoint: Endpoint) -> bool:
+    """Whether requests have a field that asks for usage, and could be sent without it.
+
+    Some servers refuse it. Where `extra_body` names the field itself, it is not ours to drop.
+    """
+    asks = endpoint.usage_in_stream and "stream_options" not in endpoint.extra_body
+    return asks and endpoint.api in ("chat", "completions")
+
+
 def decoder_of(endpoint: Endpoint) -> type[Decoder]:
     """What decodes the endpoint's answers: one object for each."""
     return _FORMATS[endpoint.api].decoder

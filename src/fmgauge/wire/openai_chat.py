@@ -12,16 +12,16 @@ from orjson import loads
 
 from fmgauge.records import Endpoint, Payload
 from fmgauge.wire.decoding import CONTENT, NOTHING, REASONING
-from fmgauge.wire.openai_choices import STREAMED_WITH_USAGE, ChoicesDecoder, Json, length_fields
+from fmgauge.wire.openai_choices import ChoicesDecoder, Json, length_fields, stream_fields
 
 
 def body(endpoint: Endpoint, payload: Payload) -> Json:
-    """The body of a request for a streamed answer with usage."""
+    """The body of a request for a streamed answer, with usage where the server tells it."""
     fields = {
         "model": endpoint.model,
         "messages": payload.messages or [{"role": "user", "content": payload.prompt}],
         **length_fields(endpoint, payload.max_output_tokens),
-        **STREAMED_WITH_USAGE,
+        **stream_fields(endpoint),
     }
     return fields | endpoint.extra_body
 
@@ -42,6 +42,7 @@ class ChatDecoder(ChoicesDecoder):
                     content
                     and len(delta) == 1
                     and not choice.get("finish_reason")
+                    and not choice.get("index")
                     and "error" not in chunk
                 ):
                     self._stamps.append(stamp_s)
@@ -67,6 +68,7 @@ class ChatDecoder(ChoicesDecoder):
                         content
                         and len(delta) == 1
                         and not choice.get("finish_reason")
+                        and not choice.get("index")
                         and "error" not in chunk
                         and 10 not in line
                     ):

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Any
 
 from fmgauge.records import Endpoint
-from fmgauge.wire.decoding import NOTHING, Decoder, json_text
+from fmgauge.wire.decoding import NOTHING, Decoder, count, is_error, json_text
 
 Json = dict[str, Any]
 
@@ -18,7 +18,11 @@ def length_fields(endpoint: Endpoint, max_output_tokens: int) -> Json:
     return {"max_tokens": max_output_tokens}
 
 
-STREAMED_WITH_USAGE: Json = {"stream": True, "stream_options": {"include_usage": True}}
+def stream_fields(endpoint: Endpoint) -> Json:
+    """Ask for a stream, and for usage at its end where the endpoint's server takes that field."""
+    if not endpoint.usage_in_stream:
+        return {"stream": True}
+    return {"stream": True, "stream_options": {"include_usage": True}}
 
 
 class ChoicesDecoder(Decoder):
@@ -68,14 +72,16 @@ class ChoicesDecoder(Decoder):
 
     def take_chunk(self, chunk: Any) -> int:
         """Take in one chunk, or a whole answer, and tell the most that it bears."""
-        choices = chunk.get("choices")
-        if chunk.get("error") or (choices is None and chunk.get("object") == "error"):
-            self.fail(json_text(chunk.get("error") or chunk))
+        choices, error = chunk.get("choices"), chunk.get("error")
+        if is_error(error) or (choices is None and chunk.get("object") == "error"):
+            self.fail(json_text(error or chunk))
             return NOTHING
         if chunk.get("usage"):
             self._take_usage(chunk["usage"])
         bears, is_last = NOTHING, False
-        for choice in choices or ():
+        for place, choice in enumerate(choices or ()):
+            if count(choice.get("index")) or place:  # nobody asked: one request is one answer
+                self.fail("the answer holds several choices")
             if choice.get("finish_reason"):
                 is_last = True
                 self._take_reason(choice["finish_reason"])

@@ -9,11 +9,11 @@ from orjson import loads
 from fmgauge.errors import StepError
 from fmgauge.records import Endpoint, Payload
 from fmgauge.wire.decoding import CONTENT, NOTHING
-from fmgauge.wire.openai_choices import STREAMED_WITH_USAGE, ChoicesDecoder, Json, length_fields
+from fmgauge.wire.openai_choices import ChoicesDecoder, Json, length_fields, stream_fields
 
 
 def body(endpoint: Endpoint, payload: Payload) -> Json:
-    """The body of a request for a streamed answer with usage; StepError without a plain prompt."""
+    """The body of a request for a streamed answer. StepError without a plain prompt."""
     if payload.prompt is None:
         raise StepError(
             f"{endpoint.experiment}: payload {payload.payload_id} holds messages, and the "
@@ -23,7 +23,7 @@ def body(endpoint: Endpoint, payload: Payload) -> Json:
         "model": endpoint.model,
         "prompt": payload.prompt,
         **length_fields(endpoint, payload.max_output_tokens),
-        **STREAMED_WITH_USAGE,
+        **stream_fields(endpoint),
     }
     return fields | endpoint.extra_body
 
@@ -39,7 +39,12 @@ class CompletionsDecoder(ChoicesDecoder):
             if not chunk.get("usage"):
                 (choice,) = chunk["choices"]
                 text = choice.get("text")
-                if text and not choice.get("finish_reason") and "error" not in chunk:
+                if (
+                    text
+                    and not choice.get("finish_reason")
+                    and not choice.get("index")
+                    and "error" not in chunk
+                ):
                     self._stamps.append(stamp_s)
                     self._texts.append(text)
                     if self.first_content_at_s is None:

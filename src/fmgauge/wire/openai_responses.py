@@ -11,7 +11,7 @@ from typing import Any
 from orjson import loads
 
 from fmgauge.records import Endpoint, Payload
-from fmgauge.wire.decoding import CONTENT, NOTHING, REASONING, Decoder, json_text
+from fmgauge.wire.decoding import CONTENT, NOTHING, REASONING, Decoder, is_error, json_text
 
 Json = dict[str, Any]
 _OUTCOMES = ("completed", "incomplete", "failed", "cancelled")
@@ -95,9 +95,9 @@ class ResponsesDecoder(Decoder):
 
     def take_chunk(self, chunk: Any) -> int:
         """Take in one event of the stream and tell the most that it bears."""
-        kind = chunk.get("type") or ""
-        if chunk.get("error") or kind == "error":
-            self.fail(json_text(chunk.get("error") or chunk))
+        kind, error = chunk.get("type") or "", chunk.get("error")
+        if is_error(error) or kind == "error":
+            self.fail(json_text(error or chunk))
         elif kind.endswith(".delta"):
             return self._take_delta(kind, chunk.get("delta"))
         elif kind in _OUTCOME_OF:
@@ -125,8 +125,11 @@ class ResponsesDecoder(Decoder):
         """
         if response.get("status") in _OUTCOMES:
             outcome = response["status"]
-        if response.get("error") or outcome in ("failed", "cancelled"):
-            self.fail(json_text(response.get("error") or f"the response was {outcome}"))
+        error = response.get("error")
+        if is_error(error):
+            self.fail(json_text(error or {"error": error}))
+        elif outcome in ("failed", "cancelled"):
+            self.fail(f"the response was {outcome}")
         elif outcome == "completed":
             self.finish_reason = "stop"
         elif outcome == "incomplete":
