@@ -88,9 +88,17 @@ def fidelity(options: Options) -> list[Row]:
             with trial_of(client, asked, server_options) as trial:
                 row = {"in_flight": in_flight, **_of_trial(client, trial)}
                 if trial.reported is not None:
-                    row |= asdict(errors_of(client, trial))
+                    row |= asdict(errors_of(client, trial)) | _said_of_itself(client, trial)
                 rows.append(_said(row))
     return rows
+
+
+def _said_of_itself(client: Client, trial: Trial) -> Row:
+    """How late fmgauge says its own stamps were; no other tool tells."""
+    if not isinstance(client, Fmgauge):
+        return {}
+    use = client.records(trial.folder)[0].client
+    return {"own_lag_p99_s": use.loop_lag_p99_s, "own_cpu_share": use.cpu_share} if use else {}
 
 
 def _of_trial(client: Client, trial: Trial) -> Row:

@@ -83,7 +83,23 @@ def _fidelity(rows: list[Row]) -> str:
         *("in flight", "client", "TTFT error p50 / p99, ms", "ITL error p50 / p99, ms"),
         *("mean in flight", "failed", "matched", "CPU, ms/request"),
     )
-    return _table(header, [_fidelity_cells(row) for row in rows])
+    errors = _table(header, [_fidelity_cells(row) for row in rows])
+    own = [
+        (
+            str(row["in_flight"]),
+            _ms(row["ttft_p99_s"]),
+            _ms(row["own_lag_p99_s"]),
+            _number(row["own_cpu_share"], ".0%"),
+        )
+        for row in rows
+        if "own_lag_p99_s" in row
+    ]
+    said = (
+        *("in flight", "TTFT error p99, ms", "`loop_lag_s_p99` in its own metrics, ms"),
+        "`client_cpu_share`",
+    )
+    head = "\n\nWhat fmgauge said of its own error in the same runs:\n\n"
+    return errors + (head + _table(said, own) if own else "")
 
 
 def _fidelity_cells(row: Row) -> tuple[str, ...]:

@@ -1040,6 +1040,20 @@ def test_a_client_that_was_the_bottleneck_is_told_wherever_its_figures_stand(
     ) in report.section("How this was measured")
 
 
+def test_how_late_the_client_read_is_told_of_the_worst_stage(tmp_path: Path) -> None:
+    """Every instant of an answer is that of its reading."""
+    run = build_run(tmp_path, loaded_with(CLOSED_LOAD))
+    metrics = read_metrics(run)
+    metrics["loop_lag_s_p99"] = [0.0002, math.nan, 0.00345, 0.001]
+    write_metrics(run, metrics)
+
+    said = report_markdown(read_material(run)).split("## How this was measured")[1]
+
+    assert (
+        "The client read what had arrived within 3.45 ms, 99 % of the time in every stage." in said
+    )
+
+
 def test_a_cause_is_told_once_however_its_numbers_differ(tmp_path: Path) -> None:
     """Two stages that were late by different counts stand behind one cause, and a loop's own."""
     run = build_run(tmp_path, loaded_with(CLOSED_LOAD))

@@ -102,7 +102,7 @@ class StageShard(ABC):
                 self._note_unsent(finished_at_s)
         finally:
             self._stopping = True
-            monitor.stop()
+            monitor.close()
             await self._client.close()
             self._flush()
         return Summary(

@@ -105,6 +105,7 @@ def _window(material: Material) -> Markdown:
         _kept_in_flight(material),
         _load_not_held(material),
         _kept_schedule(material.metrics),
+        _read_late(material.metrics),
     )
 
 
@@ -167,6 +168,15 @@ def _kept_schedule(metrics: pd.DataFrame) -> str:
             late = f"{wording.milliseconds(delay_s)} ms {words}"
             return f"In open loop, requests were sent late by {late} in the worst stage."
     return ""
+
+
+def _read_late(metrics: pd.DataFrame) -> str:
+    """How late the client read answers, by its own measure, in the worst stage."""
+    lag_s = float(metrics["loop_lag_s_p99"].max())
+    if lag_s != lag_s:
+        return ""
+    late = wording.milliseconds(lag_s)
+    return f"The client read what had arrived within {late} ms, 99 % of the time in every stage."
 
 
 def _stages(metrics: pd.DataFrame) -> Markdown:

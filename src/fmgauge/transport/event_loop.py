@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import random
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -14,10 +15,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, NoReturn, TypeVar
 
 from fmgauge.records import ClientUse
+from fmgauge.transport.alarm import new_alarm
 from fmgauge.transport.clock import Clock
 
-_LAG_EVERY_S = 0.02
-_TICK_S = 0.001  # what a timer's own resolution may make it late or early
+_ALARM_EVERY_S = 0.01  # on average
+_SEED = 1  # of the alarms' instants
 T = TypeVar("T")
 
 
@@ -62,17 +64,20 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 class LoopMonitor:
-    """Measures the client itself: how late its event loop is for timers, how busy its process is.
+    """Measures the client itself: how late its event loop reads, how busy its process is.
 
-    To be made and used on the loop's own thread. Measures from `restart` to `stop`. A loop that
-    stands still runs no timers: those that would have come due meanwhile count with the lag that
-    each would have had, so that the percentile is one of the time, not of the timers that ran.
+    To be made and used on the loop's own thread. Measures from `restart` to `stop`. Alarms at
+    random instants wait to be read beside the answers; each is late by what an answer's stamp would
+    have been at that instant. They are due whether the loop gets to them or not, so the percentile
+    is one of the time (arrivals at random see time averages), and a loop that stands still counts
+    for as long as it does. At regular instants they would keep missing, or meeting, the bursts of a
+    server that sends at regular instants.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._now_s = clock.now_s
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._random = random.Random(_SEED)
+        self._alarm = new_alarm(asyncio.get_running_loop(), self._ring)
         self._lags_s: list[float] = []
         self.restart()
 
@@ -80,36 +85,35 @@ class LoopMonitor:
         """Forget what was measured, and begin anew."""
         self._lags_s.clear()
         self._began_s, self._cpu_began_s = self._now_s(), time.process_time()
-        self._arm()
+        self._due_s = self._began_s + self._random.expovariate(1 / _ALARM_EVERY_S)
+        self._alarm.set(self._due_s - self._began_s)
 
     def stop(self) -> ClientUse:
         """End measuring: the processor's share, and the lags' 99th percentile and maximum."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._note()  # a loop that is late now shows, too
-        elapsed_s = max(self._now_s() - self._began_s, 1e-9)
-        lags_s = sorted(self._lags_s)
+        now_s = self._now_s()
+        self._note(now_s)  # a loop that is late now shows, too
+        elapsed_s = max(now_s - self._began_s, 1e-9)
+        lags_s = sorted(self._lags_s) or [0.0]
         return ClientUse(
             cpu_share=(time.process_time() - self._cpu_began_s) / elapsed_s,
             loop_lag_p99_s=lags_s[max(-(-99 * len(lags_s) // 100) - 1, 0)],
             loop_lag_max_s=lags_s[-1],
         )
 
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due_s = self._now_s() + _LAG_EVERY_S
-        self._timer = self._loop.call_later(_LAG_EVERY_S, self._tick)
+    def close(self) -> None:
+        """Set no more alarms."""
+        self._alarm.close()
 
-    def _tick(self) -> None:
-        self._note()
-        self._arm()
+    def _ring(self) -> None:
+        now_s = self._now_s()
+        self._note(now_s)
+        self._alarm.set(self._due_s - now_s)
 
-    def _note(self) -> None:
-        lag_s = max(self._now_s() - self._due_s - _TICK_S, 0.0)
-        self._lags_s.append(lag_s)
-        missed = int(lag_s / _LAG_EVERY_S)
-        self._lags_s.extend(lag_s - n * _LAG_EVERY_S for n in range(1, missed + 1))
+    def _note(self, now_s: float) -> None:
+        """Take in every alarm that is due, and when the next one is."""
+        while self._due_s <= now_s:
+            self._lags_s.append(now_s - self._due_s)
+            self._due_s += self._random.expovariate(1 / _ALARM_EVERY_S)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
