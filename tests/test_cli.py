@@ -277,7 +277,8 @@ def test_a_run_in_which_no_stage_was_measured_has_failed(project, fmgauge, unrea
         "one will not be measured: the first answer was no answer: connection_error: cannot "
         f"connect: {unreached[7:-3]}: Connection refused. Check that a server answers at "
         f"{unreached}",
-        f"Once that is mended: {again}",
+        "Where the config or a --set is wrong: mend it and begin a new run, for a run keeps both.",
+        f"Where the fault lies elsewhere (a server down, a key), once it is mended: {again}",
     ]
     assert "nothing was measured" in (folder / "report.md").read_text()
 

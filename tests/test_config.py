@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmgauge.config import Config, differing_keys, load_config, planned_stages
+from fmgauge.config.stages import load_label
 from fmgauge.config.yaml_text import parse_yaml, to_yaml
 from fmgauge.errors import ConfigError
 
@@ -1257,3 +1258,17 @@ def test_an_error_of_a_later_step_points_at_the_line():
     told = str(loaded.error(("workloads", 0, "template"), "names a column", "Correct it"))
 
     assert told == "config.yml:3: workloads.0.template: names a column. Correct it"
+
+
+@pytest.mark.parametrize(
+    ("level", "label"),
+    [
+        ((6, None, None, 0.5), "6 users, 0.5 s think time"),
+        ((1, None, None, 2.0), "1 user, 2 s think time"),
+        ((6, None, None), "6 in flight"),
+        ((None, 6.5, "ramp"), "6.5 requests/s (mean of a ramp)"),
+    ],
+)
+def test_a_load_level_is_called_what_it_is(level: tuple[Any, ...], label: str) -> None:
+    """Users who pause are not in flight."""
+    assert load_label(*level) == label

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from fmgauge.records import ClientUse
-from fmgauge.transport import LoopMonitor, RealClock, run_event_loop
+from fmgauge.transport import LoopMonitor, RealClock, Turns, run_event_loop
 from fmgauge.transport.alarm import Alarm, KernelAlarm, LoopAlarm
 
 
@@ -29,7 +29,7 @@ class SetClock:
 async def stood_still(*, of_s: float, for_s: float) -> ClientUse:
     """What is measured of a loop whose last `for_s` of `of_s` seconds were one standstill."""
     clock = SetClock()
-    monitor = LoopMonitor(clock)
+    monitor = LoopMonitor(clock, Turns(asyncio.get_running_loop(), clock.now_s))
     while clock.at_s < 100.0 + of_s - for_s:
         clock.at_s += 0.001
         monitor._ring()
@@ -51,7 +51,8 @@ def test_lag_of_a_standstill_counts_for_as_long_as_it_lasted(for_s: float, p99_s
 
 async def read_beside(clusters: int, of: int, each_s: float) -> tuple[list[float], ClientUse]:
     """How late bytes are read that come in clusters, and what the monitor says of the loop."""
-    loop, monitor, late_s = asyncio.get_running_loop(), LoopMonitor(RealClock()), []
+    loop, clock, late_s = asyncio.get_running_loop(), RealClock(), list[float]()
+    monitor = LoopMonitor(clock, Turns(loop, clock.now_s))
     pairs = [socket.socketpair() for _ in range(of)]
 
     def read(end: socket.socket, sent_at: list[float]) -> None:
@@ -83,7 +84,33 @@ def test_lag_is_that_of_stamps_also_where_no_single_callback_takes_long() -> Non
 
     assert max(late_s) >= 0.098
     assert use.loop_lag_max_s >= 0.05
-    assert use.loop_lag_p99_s <= max(late_s)
+
+
+async def burst_within(of_s: float, stamps_s: list[float]) -> ClientUse:
+    """What is measured of a loop that stood by for so long, but for one turn with those stamps."""
+    clock = SetClock()
+    turns = Turns(asyncio.get_running_loop(), clock.now_s)
+    monitor = LoopMonitor(clock, turns)
+    while clock.at_s < 100.0 + of_s:
+        clock.at_s += 0.001
+        monitor._ring()
+    began_s = clock.at_s
+    turns.begin()
+    turns.stamps.extend(began_s + stamp_s for stamp_s in stamps_s)
+    clock.at_s = began_s + stamps_s[-1]
+    await asyncio.sleep(0)
+    monitor.close()
+    return monitor.stop()
+
+
+def test_lag_of_a_short_burst_in_which_all_answers_come_is_that_of_its_stamps() -> None:
+    """The burst takes 0.03 s of 8 s, yet every stamp is of it: the latest came 0.03 s late."""
+    stamps_s = [0.0003 * n for n in range(101)]
+
+    use = run_event_loop(burst_within(8.0, stamps_s))
+
+    assert use.loop_lag_p99_s == pytest.approx(0.03, abs=0.003)
+    assert use.loop_lag_max_s == pytest.approx(0.03, abs=0.003)
 
 
 # --- alarms -------------------------------------------------------------------------------------

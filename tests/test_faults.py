@@ -28,9 +28,11 @@ from scripted_server import (
     Script,
     ScriptedServer,
     answer,
+    chat_events,
     chunk,
     delta,
     response,
+    usage,
 )
 from simulated_runs import (
     Simulated,
@@ -352,6 +354,32 @@ def test_fault_of_bytes_strikes_its_own_request_only(
     assert (struck.status, error in (struck.error or "")) == (status, True)
     assert {record.status for record in by_payload.values()} == {"ok"}
     assert len(by_payload) == 15
+
+
+@pytest.mark.parametrize(
+    ("last", "status"), [(DONE, "ok"), (usage(5, 2), "timeout")], ids=["done", "usage"]
+)
+def test_whole_answer_needs_no_end_of_its_body(last: bytes, status: str) -> None:
+    """What ended with [DONE] was whole, whatever holds the body open; nothing less tells that."""
+
+    async def script(_: Request, peer: Peer) -> None:
+        told = chat_events()[:-1]
+        await peer.send(STREAM_HEAD, *map(chunk, [*told, last]))
+        await asyncio.sleep(60)  # until the test is over
+
+    planned = closed_loop(2, warmup_s=0.0, requests=4, timeout_s=0.4)
+    with ScriptedServer(script) as server:
+        prompts = prompts_for([2] * 4)
+        outcome = run_stage(planned, endpoint("one", server.base_url), prompts=prompts)
+
+    assert [record.status for record in outcome.measured] == [status] * 4
+    for record in outcome.measured:
+        assert (record.finish_reason, record.output_tokens, len(record.token_at_s)) == (
+            "stop",
+            2,
+            2,
+        )
+        assert record.finished_at_s - record.token_at_s[-1] > 0.1
 
 
 def test_count_is_exact_though_places_pause() -> None:

@@ -23,7 +23,14 @@ from fmgauge.config import planned_stages
 from fmgauge.config.loading import load_config
 from fmgauge.errors import ConfigError, StepError
 from fmgauge.load import Progress, ask_once, read_progress, run_stages
-from fmgauge.records import Endpoint, StageKey, read_stage, write_endpoints, write_payloads
+from fmgauge.records import (
+    Endpoint,
+    StageKey,
+    held,
+    read_stage,
+    write_endpoints,
+    write_payloads,
+)
 from fmgauge.runs import Run, open_run
 from scripted_server import (
     DONE,
@@ -277,7 +284,7 @@ def test_fillers_in_flight_at_the_end_are_cancelled(run_loop: Callable[..., Outc
             await filler_came.wait()
         if phase == "drain":
             filler_came.set()
-            await asyncio.Event().wait()
+            await asyncio.sleep(3600)  # an event that nobody sets would be garbage
         await answer(request, peer)
 
     with ScriptedServer(script) as server:
@@ -542,6 +549,20 @@ def test_every_stage_is_written(new_run: Callable[..., Run], server: ScriptedSer
     assert lines[1].startswith("one/short/concurrency-2: ")
 
 
+def test_a_run_is_loaded_by_one_process_at_a_time(
+    new_run: Callable[..., Run], server: ScriptedServer
+) -> None:
+    """A second one would double the load, and each would remove what the other writes."""
+    run = new_run(server.base_url)
+    with (
+        held(run.folder / ".load.lock", "loads"),
+        pytest.raises(StepError, match=f"process {os.getpid()} loads the endpoints of "),
+    ):
+        run_stages(run, both(server.base_url), announce=lambda _: None, patience_s=0.2)
+
+    assert not run.stage_folder(planned_stages(run.config)[0].key).exists()
+
+
 def test_stage_that_is_done_is_not_run_again(
     new_run: Callable[..., Run], server: ScriptedServer
 ) -> None:
@@ -667,6 +688,22 @@ def test_tokens_are_counted_where_the_server_counts_none(
     row = next(row for row in rows if row["status"] == "ok")
     assert (row["output_tokens"], row["prompt_tokens"], row["token_source"]) == (3, 7, "tokenizer")
     assert row["response_text"] is None
+
+
+def test_a_prompt_that_the_server_says_has_no_tokens_keeps_its_count(
+    new_run: Callable[..., Run],
+) -> None:
+    """A 0 beside a counted output is what the server told, not a count that is missing."""
+    texts = delta(content="well"), delta(finish_reason="stop")
+
+    with ScriptedServer(_stream_of(*texts, usage(0, 1), DONE)) as server:
+        run = new_run(server.base_url)
+        endpoints = {"one": endpoint("one", server.base_url)}
+        done = run_stages(run, endpoints, announce=lambda _: None)
+
+    rows = read_stage(run.stage_folder(done[0]))[1].to_pylist()
+    row = next(row for row in rows if row["status"] == "ok")
+    assert (row["output_tokens"], row["prompt_tokens"], row["token_source"]) == (1, 0, "server")
 
 
 # --- a full disk ---------------------------------------------------------------------------------

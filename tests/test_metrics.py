@@ -199,6 +199,93 @@ def test_itl_of_uncounted_chunks_is_the_gap():
     assert summary(record(chunk_tokens=None))["itl_s_mean"] == close(0.3)
 
 
+def hidden(**changes: Any) -> RequestRecord:
+    """Ten chunks 50 ms apart after 900 tokens of reasoning that were counted, not streamed."""
+    at_s = [2.0 + 0.05 * n for n in range(10)]
+    told = {"output_tokens": 910, "reasoning_tokens": 900, "max_output_tokens": 2000}
+    times = {"token_at_s": at_s, "first_content_at_s": 2.0, "finished_at_s": 2.5}
+    return record(**{**told, **times, "chunk_tokens": None, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "tpot_s"),
+    [
+        ({}, 0.45 / 9),  # 910 - 900 tokens
+        ({"output_tokens": 919}, 0.45 / 18),  # 19 tokens in the 10 chunks
+        ({"output_tokens": 905}, 0.45 / 9),  # no chunk holds less than a token
+        ({"output_tokens": 10}, 0.45 / 9),  # reasoning beside the output, contradictory
+        ({"reasoning_tokens": 0}, 0.45 / 909),
+        ({"reasoning_tokens": None}, 0.45 / 909),
+        ({"first_content_at_s": 2.1}, 0.45 / 909),  # the first chunks were reasoning
+        ({"first_content_at_s": None}, 0.45 / 909),  # all of them were
+        ({"output_tokens": 10, "reasoning_tokens": 4}, 0.45 / 9),  # streamed behind the content
+    ],
+)
+def test_tpot_leaves_out_reasoning_that_was_made_before_the_first_chunk(changes, tpot_s):
+    """None of the 0.45 s after the first chunk went into it; it stays in counts and prices."""
+    one = hidden(**changes)
+
+    assert requests_of(one)["tpot_s"].tolist() == [close(tpot_s)]
+    assert summary(one)["completion_token_count_mean"] == one.output_tokens
+    assert summary(one, price=METERED)["price_per_txn"] == close(
+        (100 * 2 + one.output_tokens * 10) / 1e6
+    )
+
+
+def at_once(**changes: Any) -> RequestRecord:
+    """Four tokens in three chunks that came in one piece at 1.8 s, with changes."""
+    return record(**{"token_at_s": [1.8, 1.8, 1.8], "first_content_at_s": 1.8, **changes})
+
+
+def test_an_answer_in_one_piece_has_no_time_between_its_tokens():
+    """Neither TPOT nor ITL is 0: only what streamed is in them. TTFT is of both."""
+    found = summary(record(), at_once(), record(phase="warmup"))
+
+    assert found["n_unstreamed"] == 1
+    assert (found["tpot_s_mean"], found["itl_s_mean"]) == (close(0.2), close(0.2))
+    assert found["ttft_s_mean"] == close((0.5 + 0.8) / 2)
+    assert found["e2e_latency_s_mean"] == close((1.1 + 1.2) / 2)
+
+
+def test_a_stage_of_answers_in_one_piece_has_no_tpot_and_no_itl():
+    """They would be 0 s, within every budget; their tokens count by the requests' shares."""
+    budgets = Budgets(tpot_s=Limits(mean=0.05))
+
+    found = summary(*[at_once()] * 6, window=(1.0, 2.2), budgets=budgets)
+
+    assert found["n_unstreamed"] == 6
+    for name in ("tpot_s_mean", "tpot_s_p50", "itl_s_mean", "itl_s_p50"):
+        assert math.isnan(found[name])
+    assert found["completion_token_throughput"] == close(6 * 4 / 1.2)
+    assert found["goodput_per_min"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_unstreamed"),
+    [
+        ({"token_at_s": [1.8], "chunk_tokens": [4]}, 1),
+        ({"token_at_s": [], "chunk_tokens": None, "first_content_at_s": None}, 1),
+        ({"token_at_s": [1.8], "chunk_tokens": [1], "output_tokens": 1}, 0),
+        ({"token_at_s": [1.8, 1.8, 1.9]}, 0),
+        ({"output_tokens": None}, 0),  # how many there were, nobody knows
+        (
+            {
+                "token_at_s": [1.8],
+                "chunk_tokens": None,
+                "output_tokens": 901,
+                "reasoning_tokens": 900,
+            },
+            0,
+        ),
+        ({"status": "truncated"}, 0),
+        ({"phase": "drain"}, 0),
+    ],
+)
+def test_only_answers_of_several_tokens_could_have_streamed(changes, n_unstreamed):
+    """Of measured successes those of two tokens or more, without any that stayed hidden."""
+    assert summary(record(), at_once(**changes))["n_unstreamed"] == n_unstreamed
+
+
 def test_itl_does_not_span_requests():
     """The time between one request's last token and the next one's first is no gap."""
     later = record(sent_at_s=9.0, token_at_s=[9.5, 9.6], chunk_tokens=[1, 1], output_tokens=2)
@@ -513,6 +600,7 @@ def itl_samples(records: list[RequestRecord]) -> np.ndarray:
     for one in sorted(records, key=lambda one: one.intended_at_s):
         if (one.phase, one.status) == ("measured", "ok"):
             n = len(one.token_at_s)
+            assert len({*one.token_at_s}) == n
             told = one.chunk_tokens if len(one.chunk_tokens or []) == n else None
             for k in range(1, n):
                 tokens = told[k] if told else 1
@@ -657,11 +745,29 @@ def test_a_client_that_kept_up_limits_nothing():
     assert (found["loop_lag_s_p99"], found["loop_lag_s_max"]) == (0.005, 5.0)
 
 
+def held_back(n: int, came_to_after_s: float) -> list[RequestRecord]:
+    """So many requests, due at 0.5 s and sent at 1 s, that found max_in_flight reached so late."""
+    late = {"intended_at_s": 0.5, "held_back_at_s": 0.5 + came_to_after_s}
+    return [whole(1.0, 3.0, **late) for _ in range(n)]
+
+
 def test_what_a_limit_in_flight_held_back_limits_nothing():
     """Such requests are late because that was asked for; how many they are has its own column."""
-    found = summary(*sent_late(4, 0.5), concurrency=100, held_back=4)
+    records = sent_late(0, 0.0)[:96] + held_back(4, came_to_after_s=0.009)
+
+    found = summary(*records, concurrency=100, held_back=4)
 
     assert (found["client_limited"], found["held_back"]) == ("", 4)
+
+
+def test_what_was_held_back_excuses_no_other_request_nor_its_own_delay_before():
+    """Of 30 that were held back 10 were come to late, 2 others were late by themselves: 12."""
+    on_time, come_to_late = held_back(20, 0.001), held_back(10, 0.05)
+    records = sent_late(2, 0.5)[:70] + on_time + come_to_late
+
+    found = summary(*records, concurrency=100, held_back=30)
+
+    assert found["client_limited"] == "12 of 100 requests were sent more than 10 ms late"
 
 
 def test_a_client_that_nobody_watched_is_unknown():
@@ -686,9 +792,8 @@ LIMITED = {
         "3 of 100 requests were sent more than 50 ms late",
     ),
     "late and held back": (
-        (sent_late(6, 0.5), {"held_back": 4}),
-        "6 of 100 requests were sent more than 10 ms late "
-        "(4 waited because max_in_flight was reached)",
+        (sent_late(2, 0.5)[:96] + held_back(4, 0.0), {"held_back": 4}),
+        "2 of 100 requests were sent more than 10 ms late",
     ),
     "loop": (
         (sent_late(0, 0.0), {"client": ClientUse(0.5, 0.0123, 0.1)}),
@@ -807,6 +912,10 @@ def test_a_refusal_excuses_no_place_but_its_own():
         ({"output_tokens": 2, "max_output_tokens": None}, 1),
         ({"token_at_s": [1.5], "chunk_tokens": None, "output_tokens": 1}, 0),
         ({"token_at_s": [], "chunk_tokens": None, "output_tokens": 5}, 1),
+        ({"reasoning_tokens": 4}, 0),
+        ({"reasoning_tokens": 5}, 1),
+        ({"prompt_tokens": 0}, 1),
+        ({"prompt_tokens": None}, 0),
         ({"output_tokens": 2, "token_source": "tokenizer"}, 0),
         ({"output_tokens": None}, 0),
         ({"output_tokens": 2, "status": "truncated"}, 0),
@@ -814,7 +923,7 @@ def test_a_refusal_excuses_no_place_but_its_own():
     ],
 )
 def test_a_count_that_cannot_be_right_is_counted(changes, n_doubtful):
-    """Below the chunks that bore material, or above what was asked; of measured successes only."""
+    """Fewer than chunks or reasoning, more than was asked, no prompt; of measured successes."""
     assert summary(record(), record(**changes))["n_doubtful_counts"] == n_doubtful
 
 
@@ -825,6 +934,13 @@ def test_a_count_that_cannot_be_right_is_priced_as_told():
     assert found["n_doubtful_counts"] == 1
     assert found["price_per_txn"] == close((100 * 2 + 2 * 10) / 1e6)
     assert found["completion_token_count_mean"] == 2
+
+
+def test_a_prompt_of_no_tokens_is_priced_as_told():
+    """It costs nothing, and the rest is not without a price: (100 in, 8 out) for two requests."""
+    found = summary(record(), record(prompt_tokens=0), price=METERED)
+
+    assert found["price_per_txn"] == close((100 * 2 + 8 * 10) / 2 / 1e6)
 
 
 TOLD = st.tuples(

@@ -18,7 +18,7 @@ from fmgauge.config import planned_stages
 from fmgauge.pipeline.notebooks import NOTEBOOKS, notebooks_folder
 from fmgauge.pipeline.preflight import preflight
 from fmgauge.pipeline.sequence import missing_steps
-from fmgauge.records import write_json
+from fmgauge.records import held, write_json
 from fmgauge.runs import find_run, open_run
 
 ENDED_WITHIN_S = 30.0
@@ -177,8 +177,13 @@ def test_a_finished_run_resumed_runs_nothing_but_clean_up(fmgauge, tmp_path):
     assert first.returncode in (0, 3), first.stdout + first.stderr
     folder = run_folder(tmp_path)
 
+    with held(folder / ".pipeline.lock", "works on it"):
+        refused = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
     resumed = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
     rebuilt = fmgauge("report", folder)
+
+    assert refused.returncode == 1
+    assert f"process {os.getpid()} works on {folder.name}" in refused.stderr
 
     assert [f"{name}: skipped" in resumed.stdout for name in NOTEBOOKS] == [True] * 5 + [False]
     assert rebuilt.returncode == first.returncode
@@ -224,14 +229,14 @@ def test_a_plan_of_known_length_is_told_as_such(end):
 
     said = planned_with(load)
 
-    assert ", 14 s under load, projected cost $" in said
+    assert ", 14 s under load, then each stage's drain; projected cost at least $" in said
 
 
 def test_a_plan_that_only_a_count_ends_is_told_as_the_least_that_it_takes():
     """The warm-up of its two stages is known, the price of that time, and the requests."""
     said = planned_with("{kind: closed_loop, concurrency: [1], requests: 10, warmup_s: 3}")
 
-    told = ", at least 6 s under load and as long as 20 requests take, projected cost at least $"
+    told = ", at least 6 s under load and as long as 20 requests take, then each stage's drain; "
     assert told in said
 
 
@@ -239,7 +244,7 @@ def test_a_plan_whose_rate_tells_how_long_its_count_takes_is_told_as_such():
     """Two stages of 10 requests at 2 a second, after 3 seconds of warm-up: 8 seconds each."""
     said = planned_with("{kind: open_loop, request_rate: [2], requests: 10, warmup_s: 3}")
 
-    assert ", 16 s under load, projected cost $" in said
+    assert ", 16 s under load, then each stage's drain; projected cost at least $" in said
 
 
 def papermill_one(name: str, config: Path, cwd: Path) -> None:

@@ -123,6 +123,7 @@ RECORDS = st.builds(
     server_latency_s=st.none() | SECONDS,
     connection_reused=st.booleans(),
     resent=st.booleans(),
+    held_back_at_s=st.none() | SECONDS,
     response_text=st.none() | TEXT,
 )
 
@@ -154,6 +155,7 @@ def test_the_columns_are_the_fields_in_order():
         ("max_output_tokens", "int64"),
         ("connection_reused", "bool"),
         ("resent", "bool"),
+        ("held_back_at_s", "double"),
         ("error", "string"),
     ],
 )

@@ -8,6 +8,7 @@ import gzip
 import socket
 import ssl
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
@@ -38,6 +39,7 @@ from scripted_server import (
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
 REQUEST = HEAD + b"{}"
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 class Body:
@@ -80,18 +82,21 @@ async def exchanged(client: Client) -> tuple[Exchange, Body]:
 
 
 def with_client(
-    url: str, use: Callable[[Client], Coroutine[Any, Any, Any]], **timeouts: float
+    url: str,
+    use: Callable[[Client], Coroutine[Any, Any, Any]],
+    run: Run = run_event_loop,
+    **timeouts: float,
 ) -> Any:
     """Run `use(client)` on an event loop, the client being closed at the end."""
 
-    async def run() -> Any:
+    async def used() -> Any:
         client = Client(origin_of(url), RealClock(), Timeouts(**{"total_s": 20.0, **timeouts}))
         try:
             return await use(client)
         finally:
             await client.close()
 
-    return run_event_loop(run())
+    return run(used())
 
 
 def ask(url: str, **timeouts: float) -> tuple[Exchange, Body]:
@@ -314,6 +319,62 @@ def test_request_that_a_keeping_server_read_and_dropped_is_a_failure() -> None:
     assert len(server.requests) == 4
 
 
+def test_one_dropped_request_leaves_connections_kept() -> None:
+    """A close before any connection brought two answers is one request's, not the server's way."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 1:
+            peer.close()
+        else:
+            await peer.send(response("200 OK", b"x"))
+
+    with ScriptedServer(script) as server:
+        exchanges = ask_times(server.base_url, 6)
+
+    assert [exchange.failure for exchange in exchanges] == [None] * 6
+    assert [exchange.resent for exchange in exchanges] == [False, True] + [False] * 4
+    assert server.connections == 2
+
+
+def test_server_that_never_answers_twice_gets_new_connections() -> None:
+    """After three such closes no request is sent on a connection that has carried another."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        connections = [one.connection for one in server.requests]
+        if connections.count(request.connection) > 1:
+            peer.close()
+        else:
+            await peer.send(response("200 OK", b"x"))
+
+    with ScriptedServer(script) as server:
+        exchanges = ask_times(server.base_url, 10)
+
+    assert [exchange.failure for exchange in exchanges] == [None] * 10
+    assert [exchange.resent for exchange in exchanges] == [False, *[True] * 3, *[False] * 6]
+    assert len(server.requests) == 13
+
+
+def test_request_read_and_dropped_long_after_an_answer_is_a_failure() -> None:
+    """No crossing explains such a close, though no connection has brought two answers yet."""
+
+    async def script(request: Request, peer: Peer) -> None:
+        if request.number == 1:
+            peer.close()
+        else:
+            await peer.send(response("200 OK", b"x"))
+
+    async def use(client: Client) -> Exchange:
+        await exchanged(client)
+        await asyncio.sleep(0.3)  # a user thinks
+        return (await exchanged(client))[0]
+
+    with ScriptedServer(script) as server:
+        second = with_client(server.base_url, use)
+
+    assert (second.failure.kind, second.resent, second.reused) == ("connection_error", False, True)
+    assert len(server.requests) == 2
+
+
 def test_connection_header_close_is_obeyed() -> None:
     """After `connection: close` the next request takes a new connection, and none is resent."""
     with ScriptedServer(script_of(response("200 OK", b"x", "Connection: close"))) as server:
@@ -428,11 +489,116 @@ def test_unknown_host_is_a_failure() -> None:
     assert exchange.failure.kind == "connection_error"
 
 
+each_loop = pytest.mark.parametrize("run", [run_event_loop, asyncio.run], ids=["uvloop", "asyncio"])
+LIMIT_S = 0.25
+LIMITS = [{"total_s": LIMIT_S}, {"first_byte_s": LIMIT_S}, {"between_bytes_s": LIMIT_S}]
+each_limit = pytest.mark.parametrize("limits", LIMITS, ids=["total", "first-byte", "between"])
+
+
+class Stalls(asyncio.Protocol):
+    """A connection whose read holds up the loop, as a client does that has too much to do."""
+
+    def __init__(self, until: Callable[[], Any]) -> None:
+        self._until = until
+
+    def data_received(self, data: bytes) -> None:
+        """Stand still, amid the reads of a turn, for longer than any limit."""
+        self._until()
+        time.sleep(1.5 * LIMIT_S)
+
+
+async def stalled(client: Client, until: Callable[[], Any], *, ready: threading.Event) -> Exchange:
+    """Send a request, stand still in the midst of it, and wait for its end."""
+    loop = asyncio.get_running_loop()
+    ours, others = socket.socketpair()
+    with others:
+        transport, _ = await loop.create_connection(lambda: Stalls(until), sock=ours)
+        asked = asyncio.ensure_future(exchanged(client))
+        await loop.run_in_executor(None, ready.wait, 10)
+        others.send(b"x")
+        exchange, _ = await asked
+        transport.close()
+    return exchange
+
+
+@each_loop
+@each_limit
+def test_answer_that_lies_in_the_socket_is_not_late(run: Run, limits: dict[str, float]) -> None:
+    """The client stood still beyond a limit, the server did not: the answer was there in time."""
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def script(_: Request, peer: Peer) -> None:
+        if "first_byte_s" not in limits:
+            await peer.send(STREAM_HEAD, chunk(b"one "))
+        begun.set()
+        while not may_end.is_set():
+            await asyncio.sleep(0.001)
+        if "first_byte_s" in limits:
+            await peer.send(STREAM_HEAD, chunk(b"one "))
+        await peer.send(chunk(b"two"), LAST_CHUNK)
+        ended.set()
+
+    def until_answered() -> None:
+        may_end.set()
+        assert ended.wait(10)
+
+    with ScriptedServer(script) as server:
+        exchange = with_client(
+            server.base_url,
+            lambda client: stalled(client, until_answered, ready=begun),
+            run=run,
+            **limits,
+        )
+
+    assert exchange.failure is None
+    assert exchange.finished_at_s - exchange.sent_at_s > LIMIT_S
+
+
+@each_loop
+@each_limit
+def test_silence_that_outlasts_a_stall_is_late(run: Run, limits: dict[str, float]) -> None:
+    """Nothing came while the client stood still: what it reads then does not save the request."""
+    begun = threading.Event()
+
+    async def script(_: Request, peer: Peer) -> None:
+        if "between_bytes_s" in limits:
+            await peer.send(STREAM_HEAD, chunk(b"one "))
+        begun.set()
+        await asyncio.sleep(60)  # until the test is over
+
+    with ScriptedServer(script) as server:
+        exchange = with_client(
+            server.base_url,
+            lambda client: stalled(client, lambda: None, ready=begun),
+            run=run,
+            **limits,
+        )
+
+    assert exchange.failure.kind == "timeout"
+
+
+@each_loop
+@pytest.mark.parametrize("turns", range(8))
+def test_connection_made_while_the_client_stood_still_is_not_late(run: Run, turns: int) -> None:
+    """Whichever turn of a connection's making the loop is held up in, its limit fails nothing."""
+
+    async def use(client: Client) -> Exchange:
+        ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
+        client.send(Told(ended.set_result))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(0.15)
+        return await ended
+
+    with ScriptedServer(script_of(response("200 OK", b"x"))) as server:
+        assert with_client(server.base_url, use, run=run, connect_s=0.1).failure is None
+
+
 def test_silent_server_times_out() -> None:
     """An answer that never comes ends at the deadline, not before it."""
 
     async def script(_: Request, __: Peer) -> None:
-        await asyncio.Event().wait()
+        await asyncio.sleep(3600)  # an event that nobody sets would be garbage
 
     with ScriptedServer(script) as server:
         exchange, _ = ask(server.base_url, total_s=0.2)
@@ -446,7 +612,7 @@ def test_time_out_of_one_leaves_the_others_alone() -> None:
 
     async def script(request: Request, peer: Peer) -> None:
         if request.number == 0:
-            await asyncio.Event().wait()
+            await asyncio.sleep(3600)  # an event that nobody sets would be garbage
         await peer.send(response("200 OK", b"x"))
 
     async def use(client: Client) -> list[tuple[Exchange, Body]]:
@@ -476,7 +642,7 @@ def test_answer_that_does_not_begin_times_out() -> None:
     """With a limit on the first byte, silence ends before the whole request's limit."""
 
     async def script(_: Request, __: Peer) -> None:
-        await asyncio.Event().wait()
+        await asyncio.sleep(3600)  # an event that nobody sets would be garbage
 
     with ScriptedServer(script) as server:
         exchange, _ = ask(server.base_url, first_byte_s=0.1)
@@ -508,7 +674,7 @@ def test_silence_within_an_answer_times_out() -> None:
         for _ in range(5):
             await peer.send(chunk(b"x"))
             await asyncio.sleep(0.05)
-        await asyncio.Event().wait()
+        await asyncio.sleep(3600)  # an event that nobody sets would be garbage
 
     with ScriptedServer(script) as server:
         exchange, body = ask(server.base_url, between_bytes_s=0.3)
@@ -757,7 +923,7 @@ def test_interrupt_cancels_the_coroutine_and_is_raised() -> None:
 
     async def waits_for_ever() -> None:
         try:
-            await asyncio.Event().wait()
+            await asyncio.sleep(3600)  # an event that nobody sets would be garbage
         finally:
             await asyncio.sleep(0)
             cleaned_up.append(True)
@@ -790,7 +956,7 @@ def test_exception_in_a_callback_ends_the_run() -> None:
 
     async def use(client: Client) -> None:
         client.send(Broken(REQUEST))
-        await asyncio.Event().wait()
+        await asyncio.sleep(3600)  # an event that nobody sets would be garbage
 
     with (
         ScriptedServer(script_of(response("200 OK", DONE))) as server,

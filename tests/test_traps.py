@@ -150,8 +150,10 @@ def several_tokens(counts: list[bytes]) -> Any:
     texts = [delta(content="two words"), delta(content=" one"), delta(content=" half-a-word")]
 
     async def script(_: Request, peer: Peer) -> None:
-        events = [*texts, delta(finish_reason="stop"), *counts, DONE]
-        await peer.send(STREAM_HEAD, *map(chunk, events), LAST_CHUNK)
+        events = [*texts[1:], delta(finish_reason="stop"), *counts, DONE]
+        await peer.send(STREAM_HEAD, chunk(texts[0]))
+        await asyncio.sleep(0.01)
+        await peer.send(*map(chunk, events), LAST_CHUNK)
 
     return script
 
@@ -161,7 +163,8 @@ def test_trap_06_words_or_chunks_counted_as_tokens() -> None:
     with ScriptedServer(several_tokens([usage(5, 11)])) as server:
         outcome = scripted_stage(server)
 
-    found, record = metrics_of(outcome), outcome.measured[0]
+    found = metrics_of(outcome)
+    record = next(one for one in outcome.measured if one.token_at_s[0] < one.token_at_s[-1])
     e2e_s = record.token_at_s[-1] - record.sent_at_s
     assert {one.output_tokens for one in outcome.measured} == {11}
     assert (found["completion_token_count_mean"], found["prompt_token_count_mean"]) == (11, 5)

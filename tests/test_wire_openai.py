@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fmgauge.records import Endpoint
+from fmgauge.records import Endpoint, Status
 from fmgauge.wire import Cut, Decoder, new_decoder
 from scripted_server import DONE, chat_events, delta, event, usage
 
@@ -68,6 +68,9 @@ def test_token_has_the_instant_of_the_read_that_completed_it() -> None:
         {"reasoning_content": None, "content": None},
         {"tool_calls": []},
         {"tool_calls": [{"index": 0, "function": {"name": "", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "type": "custom", "custom": {"name": None, "input": ""}}]},
+        {"function_call": {"name": "", "arguments": ""}},
+        {"audio": {"id": "a", "transcript": "", "expires_at": 7}},
         {},
     ],
 )
@@ -84,6 +87,12 @@ def test_chunk_without_material_is_no_token(fields: dict[str, Any]) -> None:
         ({"refusal": "no"}, True),
         ({"tool_calls": [{"index": 0, "function": {"name": "f"}}]}, True),
         ({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, True),
+        ({"tool_calls": [{"index": 0, "custom": {"name": "f", "input": ""}}]}, True),
+        ({"tool_calls": [{"index": 0, "custom": {"input": "x"}}]}, True),
+        ({"function_call": {"name": "f", "arguments": ""}}, True),
+        ({"function_call": {"arguments": "{"}}, True),
+        ({"audio": {"id": "a", "transcript": "Hel"}}, True),
+        ({"audio": {"data": "AAAA"}}, True),
         ({"reasoning_content": "hm"}, False),
         ({"reasoning": "hm"}, False),
     ],
@@ -96,6 +105,72 @@ def test_generated_material_of_any_kind_is_a_token(
 
     assert [*decoder.token_at_s] == [1.0]
     assert decoder.first_content_at_s == (1.0 if is_content else None)
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (
+            [
+                {"tool_calls": [{"index": 0, "custom": {"name": "f", "input": ""}}]},
+                {"tool_calls": [{"index": 0, "custom": {"input": "1)"}}]},
+            ],
+            "f1)",
+        ),
+        ([{"function_call": {"name": "f"}}, {"function_call": {"arguments": "{}"}}], "f{}"),
+        ([{"audio": {"transcript": "Hel"}}, {"audio": {"data": "AAAA"}}], "Hel"),
+        ([{"audio": {"data": "AAAA"}}, {"audio": {"data": "BBBB"}}], ""),
+    ],
+    ids=["custom tool", "function call", "transcript", "sound"],
+)
+def test_an_answer_of_calls_or_sound_alone_is_an_answer(
+    parts: list[dict[str, Any]], text: str
+) -> None:
+    """It is no empty one; its text is what a tokenizer can count, which sound is not."""
+    decoder = decoded(*(delta(**part) for part in parts), delta(finish_reason="stop"), DONE)
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert ([*decoder.token_at_s], decoder.text) == ([1.0, 2.0], text)
+
+
+def test_a_message_in_one_event_is_one_chunk() -> None:
+    """A server that streams nothing may send its whole answer as an event, which came then."""
+    decoder = decoded(event(JSON_ANSWER), DONE)
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert ([*decoder.token_at_s], decoder.text, decoder.output_tokens) == ([1.0], "Hello", 2)
+
+
+def test_a_message_after_its_deltas_repeats_them() -> None:
+    """Some servers end a stream with the whole message: it is no token, nor more text."""
+    choice = {"index": 0, "delta": {}, "message": {"content": "ab"}, "finish_reason": "stop"}
+    decoder = decoded(delta(content="a"), delta(content="b"), event({"choices": [choice]}), DONE)
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert ([*decoder.token_at_s], decoder.text) == ([1.0, 2.0], "ab")
+
+
+@pytest.mark.parametrize("api", ["chat", "completions", "responses"])
+def test_half_of_a_surrogate_pair_is_a_token(api: str) -> None:
+    """Legal JSON that is no Unicode: the half becomes a question mark, all else stays."""
+    whole = event(TOKEN[api]).replace(b'"a"', b'"\\u00e9\\ud83d\\ude00"')
+    half = event(TOKEN[api]).replace(b'"a"', b'"\\\\u\\u00e9\\ud83d"')
+    decoder = decoded(whole, half, event(LAST[api]), DONE, api=api)
+
+    assert decoder.verdict(200) == ("ok", None)
+    assert [*decoder.token_at_s] == [1.0, 2.0]
+    assert decoder.text == "\u00e9\U0001f600\\u\u00e9?"
+
+
+@pytest.mark.parametrize(
+    "data", [b'"\\ud83d', b'{"choices": NaN, "id": "\\u0041"}', b'"\\u0041 \xff"', b"[" * 9999]
+)
+def test_what_is_no_json_is_malformed_in_spite_of_an_escape(data: bytes) -> None:
+    """Only halves of pairs are forgiven."""
+    decoder = decoded(delta(content="a"), b"data: " + data + b"\n\n", b'data: "\\u0041"[\n\n')
+
+    assert decoder.verdict(200)[0] == "stream_error"
+    assert (decoder.error or "").startswith("malformed JSON: ")
 
 
 def test_first_content_comes_after_reasoning() -> None:
@@ -130,6 +205,29 @@ def test_reasoning_tokens_are_told_apart_not_added() -> None:
     decoder = decoded(event({"choices": [], "usage": counts}))
 
     assert (decoder.output_tokens, decoder.reasoning_tokens) == (9, 4)
+
+
+@pytest.mark.parametrize(
+    ("completion", "total", "output"),
+    [
+        (10, 930, 910),  # 20 + 10 + 900: beside
+        (910, 930, 910),  # 20 + 910: within
+        (10, 30, 10),  # contradictory, and told as it is
+        (10, None, 10),
+    ],
+)
+def test_reasoning_that_is_counted_beside_the_output_is_added(
+    completion: int, total: int | None, output: int
+) -> None:
+    """The total tells whether it is: 20 prompt tokens and 900 of reasoning, in either API."""
+    details = {"reasoning_tokens": 900}
+    chat = {"prompt_tokens": 20, "completion_tokens": completion, "total_tokens": total}
+    told = event({"choices": [], "usage": {**chat, "completion_tokens_details": details}})
+    counts = {"input_tokens": 20, "output_tokens": completion, "total_tokens": total}
+    last = ended("completed", usage={**counts, "output_tokens_details": details})
+
+    for decoder in (decoded(told), decoded(last, api="responses")):
+        assert (decoder.output_tokens, decoder.reasoning_tokens) == (output, 900)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +287,38 @@ def test_error_inside_a_200_is_a_failure(error_event: bytes) -> None:
     assert "out of memory" in (error or "")
 
 
+FAILED_REASONS = (
+    *("error", "abort", "insufficient_system_resource", "network_error", "server_error"),
+    *("timeout", "TIMEOUT", "internal_server_error", "cancelled"),
+)
+
+
+@pytest.mark.parametrize("reason", FAILED_REASONS)
+def test_an_end_for_a_failure_is_a_failure(reason: str) -> None:
+    """Servers tell their own failures as the reason of a proper end, with tokens before it."""
+    failure = "stream_error", f'the finish_reason is "{reason}"'
+    details = {"incomplete_details": {"reason": reason}}
+    response = decoded(*TEXT_EVENTS, ended("incomplete", **details), api="responses")
+
+    assert decoded(delta(content="a"), delta(reason), DONE).verdict(200) == failure
+    assert decoded(event(piece("a", reason)), DONE, api="completions").verdict(200) == failure
+    assert response.verdict(200) == failure
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("stop", "length", "tool_calls", "function_call", "content_filter", "eos", "eos_token"),
+        *("end_turn", "max_tokens", "stop_sequence", "sensitive", "never heard of"),
+    ],
+)
+def test_any_other_reason_is_an_end(reason: str) -> None:
+    """What is not known to be a failure is none: servers have words of their own for an end."""
+    decoder = decoded(delta(content="a"), delta(finish_reason=reason), DONE)
+
+    assert (decoder.verdict(200), decoder.finish_reason) == (("ok", None), reason)
+
+
 def test_error_inside_a_cut_stream_is_the_error() -> None:
     """A server that says what is wrong and then closes failed for what it said."""
     decoder = decoded(event({"error": "overloaded"}))
@@ -230,11 +360,12 @@ def test_stream_cut_inside_a_chunk_is_truncated_not_malformed() -> None:
     assert decoder.verdict(200, cut=Cut("truncated", "closed")) == ("truncated", "closed")
 
 
-def test_answer_that_said_it_was_done_is_whole() -> None:
-    """After DONE a missing HTTP terminator cuts nothing off."""
+@pytest.mark.parametrize("status", ["truncated", "timeout", "cancelled"])
+def test_answer_that_said_it_was_done_is_whole(status: Status) -> None:
+    """After DONE a missing HTTP terminator cuts nothing off, however the wait for it ended."""
     decoder = decoded(*chat_events())
 
-    assert decoder.verdict(200, cut=Cut("truncated", "closed")) == ("ok", None)
+    assert decoder.verdict(200, cut=Cut(status, "why")) == ("ok", None)
 
 
 def test_last_event_needs_no_blank_line() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -19,9 +19,9 @@ from pydantic import TypeAdapter
 
 from fmgauge.config import Config
 from fmgauge.config.model import Limits
-from fmgauge.config.stages import load_label
-from fmgauge.metrics import NO_RECORDS, PERCENTILES
-from fmgauge.records import write_atomically
+from fmgauge.config.stages import load_label, think_times
+from fmgauge.metrics import NO_RECORDS, PER_TOKEN, PERCENTILES
+from fmgauge.records import StageKey, write_atomically
 from fmgauge.statistics import samples_needed
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]  # one stage's metrics by column
 Verdict = Literal["PASS", "FAIL", "UNDECIDED"]
+
+_KEPT_UP = 0.9  # of the rate sent in a window that must be served in it, lest a stage fell behind
+_MOST_CUT = 2.0  # requests by which a window's ends may cut a stage that kept up
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,38 @@ class StageVerdict:
     price_per_txn: float | None
     meets_budgets: bool
     checks: tuple[BudgetCheck, ...]
+    think_time_s: float = 0.0  # that each user of a closed loop pauses before the next question
 
     @property
     def label(self) -> str:
         """The load level in words, such as 4 in flight or 2 requests/s."""
-        return load_label(self.concurrency, self.request_rate, self.arrivals)
+        return load_label(self.concurrency, self.request_rate, self.arrivals, self.think_time_s)
+
+    @property
+    def is_ramp(self) -> bool:
+        """Whether its load rose or fell all along, so that it is no level to recommend."""
+        return self.arrivals == "ramp"
+
+    @property
+    def _line(self) -> tuple[object, ...]:
+        """What stages that differ in nothing but their level have in common."""
+        return self.experiment, self.workload, self.arrivals, self.think_time_s
+
+    @property
+    def _level(self) -> float:
+        return float(self.concurrency or self.request_rate or 0)
+
+    def is_highest_of(self, stages: Iterable[StageVerdict]) -> bool:
+        """Whether none of `stages` put its experiment under more load of the same kind."""
+        return self._level == max(one._level for one in stages if one._line == self._line)
+
+    def could_be_cheaper(self, stages: Iterable[StageVerdict]) -> bool:
+        """Whether it is the edge of what was tried: an hour's price is shared by more requests.
+
+        Only of a stage that meets every budget; a price per token does not fall with the load.
+        """
+        is_hourly = self.instance_type != PER_TOKEN and self.price_per_txn is not None
+        return is_hourly and self.meets_budgets and self.is_highest_of(stages)
 
 
 @dataclass(frozen=True)
@@ -137,11 +167,12 @@ def decide(metrics: pd.DataFrame, config: Config) -> Decision:
     """Hold every stage against every budget, and recommend the cheapest one that meets them all.
 
     `metrics` is the metrics table. A tie in price goes to the lower mean latency. A stage where a
-    budget is undecided does not meet the budgets; a figure that no budget binds fails nothing.
+    budget is undecided does not meet the budgets; a figure that no budget binds fails nothing. A
+    ramp gets its verdicts, but is never recommended, for its load was not one level.
     """
-    budgets = budgets_of(config)
+    budgets, pauses = budgets_of(config), think_times(config)
     rows = [{str(name): value for name, value in row.items()} for row in metrics.to_dict("records")]
-    candidates = [_Candidate(row, _stage_verdict(row, budgets)) for row in rows]
+    candidates = [_Candidate(row, _stage_verdict(row, budgets, pauses)) for row in rows]
     overall, per_instance = [], []
     for workload in config.workloads:
         pool = [c for c in candidates if c.verdict.workload == workload.name]
@@ -191,8 +222,9 @@ class _Candidate:
 
     @property
     def is_eligible(self) -> bool:
-        """Whether it can be recommended: it meets every budget, and its price is known."""
-        return self.verdict.meets_budgets and self.verdict.price_per_txn is not None
+        """Whether it can be recommended: a level that meets every budget at a known price."""
+        stage = self.verdict
+        return stage.meets_budgets and stage.price_per_txn is not None and not stage.is_ramp
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -206,7 +238,9 @@ class _Candidate:
         return *shortfall(self.verdict), self.rank[0]
 
 
-def _stage_verdict(row: Row, budgets: Sequence[Budget]) -> StageVerdict:
+def _stage_verdict(
+    row: Row, budgets: Sequence[Budget], pauses: Mapping[StageKey, float]
+) -> StageVerdict:
     checks = tuple(_check(budget, row) for budget in budgets)
     is_open = row["kind"] == "open_loop"
     return StageVerdict(
@@ -220,6 +254,9 @@ def _stage_verdict(row: Row, budgets: Sequence[Budget]) -> StageVerdict:
         price_per_txn=_finite(row["price_per_txn"]),
         meets_budgets=all(check.verdict == "PASS" for check in checks),
         checks=checks,
+        think_time_s=pauses.get(
+            StageKey(row["experiment_name"], row["workload"], row["stage"]), 0.0
+        ),
     )
 
 
@@ -256,12 +293,27 @@ def _without_success(row: Row) -> str:
 
 def _unmeasured(budget: Budget, row: Row) -> str:
     """Why a stage with successes has no figure: too few requests, or none that defines it."""
+    if budget.unit == "usd":
+        return f"{budget.label} is unknown: {_unpriced(row)}"
     family, _, statistic = column_of(budget.metric, row).rpartition("_")
     p = PERCENTILES.get(statistic)
     needed = samples_needed(p) if p else 1
     if row["n_requests"] < needed and not math.isnan(row[f"{family}_mean"]):
         return f"{budget.label} needs ≥ {needed} requests, has {row['n_requests']}"
-    return f"{budget.label} is not defined for enough of the {row['n_requests']} requests"
+    undefined = f"{budget.label} is not defined for enough of the {row['n_requests']} requests"
+    n_unstreamed = row.get("n_unstreamed", 0)
+    if family == "tpot_s" and n_unstreamed:
+        return f"{undefined}: of {row['n_ok']} answers {n_unstreamed} came all at once"
+    return undefined
+
+
+def _unpriced(row: Row) -> str:
+    """Why a stage with successes has no price."""
+    if row["instance_type"] == PER_TOKEN:
+        return "tokens were not counted"
+    if row["duration_s"] == 0:
+        return "the window has no length, as where it held a single request"
+    return "no successful request was under way in the window"
 
 
 def _finite(value: float) -> float | None:
@@ -300,19 +352,56 @@ def _recommendation(workload: str, kind: str | None, pool: Sequence[_Candidate])
 def _answer(workload: str, kind: str | None, pool: Sequence[_Candidate]) -> Recommendation:
     within = sorted((c for c in pool if c.is_eligible), key=lambda c: c.rank)
     if within:
-        unpriced = sum(c.verdict.meets_budgets for c in pool) - len(within)
-        reason = _why_chosen(within, len(pool), " at a known price" if unpriced else "")
-        return Recommendation(
-            workload, kind, within[0].verdict, None, _with_caveat(reason, within[0])
-        )
+        reason = _told_of_chosen(within, pool)
+        return Recommendation(workload, kind, within[0].verdict, None, reason)
     measured = [candidate for candidate in pool if candidate.row["n_requests"] > 0]
+    levels = [candidate for candidate in measured if not candidate.verdict.is_ramp]
+    if measured and not levels:
+        closest = min(measured, key=lambda candidate: candidate.distance)
+        reason = "No stage can be recommended: only ramps were measured, whose load is not one "
+        return Recommendation(workload, kind, None, closest.verdict, f"{reason}level.")
     if not measured:
         causes = "; ".join(dict.fromkeys(_without_success(candidate.row) for candidate in pool))
         reason = f"No stage can be recommended: nothing was measured ({causes})."
         return Recommendation(workload, kind, None, None, reason)
-    closest = min(measured, key=lambda candidate: candidate.distance)
-    reason = _with_caveat(_why_none(closest, len(pool)), closest)
+    closest = min(levels, key=lambda candidate: candidate.distance)
+    reason = _with_caveats(_why_none(closest, len(_without_ramps(pool))), closest, pool)
     return Recommendation(workload, kind, None, closest.verdict, reason)
+
+
+def _without_ramps(pool: Sequence[_Candidate]) -> list[_Candidate]:
+    return [candidate for candidate in pool if not candidate.verdict.is_ramp]
+
+
+def _told_of_chosen(within: Sequence[_Candidate], pool: Sequence[_Candidate]) -> str:
+    """Why the cheapest of `within` was chosen, and whether more load might be cheaper still."""
+    best, levels = within[0].verdict, _without_ramps(pool)
+    unpriced = sum(c.verdict.meets_budgets for c in levels) - len(within)
+    reason = _why_chosen(within, len(levels), " at a known price" if unpriced else "")
+    stages = [candidate.verdict for candidate in levels]
+    second = next((c.verdict for c in within if c.verdict.experiment != best.experiment), None)
+    edges = [edge_caveat(best, stages), next_edge_caveat(second, stages) if second else ""]
+    return _with_caveats(" ".join([reason, *filter(None, edges)]), within[0], pool)
+
+
+def edge_caveat(stage: StageVerdict, stages: Iterable[StageVerdict]) -> str:
+    """A sentence on a stage that is the edge of what was tried; "" of any other."""
+    if not stage.could_be_cheaper(stages):
+        return ""
+    return (
+        f"{stage.experiment} was tried with no more than {stage.label}, which keeps every budget: "
+        "a higher load may be cheaper still."
+    )
+
+
+def next_edge_caveat(stage: StageVerdict, stages: Iterable[StageVerdict]) -> str:
+    """The like of the second in price, which might be the first under more load."""
+    if not stage.could_be_cheaper(stages):
+        return ""
+    return (
+        f"The next in price, {stage.experiment}, was tried with no more than {stage.label}: it may "
+        "be the cheaper one under a higher load."
+    )
 
 
 def _why_chosen(within: Sequence[_Candidate], n_stages: int, known: str) -> str:
@@ -335,8 +424,49 @@ def _why_chosen(within: Sequence[_Candidate], n_stages: int, known: str) -> str:
     return f"{best.name} costs {figures}; {place}."
 
 
-def _with_caveat(reason: str, stage: _Candidate) -> str:
-    return f"{reason} {client_caveat(stage.row)}".rstrip()
+def _with_caveats(reason: str, stage: _Candidate, pool: Sequence[_Candidate]) -> str:
+    """`reason`, then what else is to be known of the stage, and which stages were left out."""
+    told = [reason, behind_caveat(stage.row), client_caveat(stage.row), _ramps_left_out(pool)]
+    return " ".join(filter(None, told))
+
+
+def _ramps_left_out(pool: Sequence[_Candidate]) -> str:
+    """How many ramps did not compete, and which candidates have nothing else."""
+    levels = {candidate.verdict.experiment for candidate in _without_ramps(pool)}
+    ramps = [candidate.verdict for candidate in pool if candidate.verdict.is_ramp]
+    if not ramps:
+        return ""
+    which = "1 ramp is" if len(ramps) == 1 else f"{len(ramps)} ramps are"
+    only = list(dict.fromkeys(one.experiment for one in ramps if one.experiment not in levels))
+    nothing_else = f", and {', '.join(only)} had nothing else" if only else ""
+    return f"{which} left out, for the load of a ramp is not one level{nothing_else}."
+
+
+def rate_behind(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Requests/s sent in the window and requests/s served in it, where clearly fewer were served.
+
+    Only of open loops, and only what succeeded in the end counts as sent: a backlog grew. None of
+    a stage that kept up.
+    """
+    if row["kind"] != "open_loop" or not row["n_ok"]:
+        return None
+    n_sent, duration_s = row["n_ok"], row["duration_s"]
+    n_served = row["request_rate"] * duration_s
+    if not n_sent - n_served > max((1 - _KEPT_UP) * n_sent, _MOST_CUT):
+        return None
+    return n_sent / duration_s, n_served / duration_s
+
+
+def behind_caveat(row: Mapping[str, Any]) -> str:
+    """A sentence on a stage that served clearly less than was sent to it; "" of any other."""
+    rates = rate_behind(row)
+    if rates is None:
+        return ""
+    sent, served = (_amount(rate, "", 3) for rate in rates)
+    return (
+        f"There it fell behind: {served} of {sent} requests/s sent were served, so the longer that "
+        "load lasts, the longer answers take."
+    )
 
 
 def client_caveat(row: Mapping[str, Any]) -> str:
@@ -352,7 +482,7 @@ def client_caveat(row: Mapping[str, Any]) -> str:
 def _why_none(closest: _Candidate, n_stages: int) -> str:
     """What came closest, and every budget that it missed."""
     missed = [check.reason for check in closest.verdict.checks if check.verdict != "PASS"]
-    reasons = "; ".join(dict.fromkeys(missed)) or "the price is unknown: tokens were not counted"
+    reasons = "; ".join(dict.fromkeys(missed)) or f"the price is unknown: {_unpriced(closest.row)}"
     if n_stages == 1:
         return f"The only stage, {closest.name}, does not qualify: {reasons}."
     none = "can be recommended" if closest.verdict.meets_budgets else "meets every budget"

@@ -49,7 +49,12 @@ class PlannedStage:
     def label(self) -> str:
         """The load level in words."""
         arrivals = self.load.arrivals if isinstance(self.load, OpenLoop) else None
-        return load_label(self.concurrency, self.mean_request_rate, arrivals)
+        return load_label(self.concurrency, self.mean_request_rate, arrivals, self.think_time_s)
+
+    @property
+    def think_time_s(self) -> float:
+        """How long a user of a closed loop pauses between an answer and the next question."""
+        return self.load.think_time_s if isinstance(self.load, ClosedLoop) else 0.0
 
     @property
     def planned_s(self) -> float | None:
@@ -89,11 +94,20 @@ def stage_name(load: Load, level: float) -> str:
     return f"rate-{_written(level)}{arrivals}"
 
 
-def load_label(concurrency: int | None, request_rate: float | None, arrivals: str | None) -> str:
+def load_label(
+    concurrency: int | None,
+    request_rate: float | None,
+    arrivals: str | None,
+    think_time_s: float = 0.0,
+) -> str:
     """A load level in words: 4 in flight, 2 requests/s, 2 requests/s (constant).
 
-    `request_rate` is the mean over the window. Poisson arrivals, the rule, are not named.
+    `request_rate` is the mean over the window. Poisson arrivals, the rule, are not named. Of users
+    who pause, fewer are in flight than there are: 6 users, 0.5 s think time.
     """
+    if request_rate is None and think_time_s:
+        users = f"{concurrency} user{'' if concurrency == 1 else 's'}"
+        return f"{users}, {_written(think_time_s)} s think time"
     if request_rate is None:
         return f"{concurrency} in flight"
     notes = {"ramp": " (mean of a ramp)", "poisson": "", None: "", "": ""}
@@ -104,6 +118,18 @@ def load_label(concurrency: int | None, request_rate: float | None, arrivals: st
 def _written(rate: float) -> str:
     """A rate as one writes it, never in powers of ten: 0.5, 2, 2000000."""
     return f"{Decimal(str(rate)).normalize():f}"
+
+
+def think_times(config: Config) -> dict[StageKey, float]:
+    """How long users pause, by stage; only of the stages where they do."""
+    return {
+        StageKey(experiment.name, name, stage_name(load, level)): load.think_time_s
+        for experiment in config.experiments
+        for name in experiment.workloads
+        for load in experiment.load
+        if isinstance(load, ClosedLoop) and load.think_time_s
+        for level in load_levels(load)
+    }
 
 
 def planned_stages(config: Config) -> tuple[PlannedStage, ...]:

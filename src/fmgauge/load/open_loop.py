@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from fmgauge.config.model import OpenLoop
 from fmgauge.load.arrivals import arrivals_s, later_arrivals_s, shard, stage_seed
@@ -20,6 +21,14 @@ from fmgauge.transport import Clock
 _OPENED_AHEAD_S = 1.0  # connections for the requests of so much time are opened ahead
 _MOST_OPENED_AHEAD = 256
 _AT_ONCE = 4096  # instants
+
+
+class _Waiting(NamedTuple):
+    """An arrival that waits for a free place: its number and instant, and since when it does."""
+
+    number: int
+    due_s: float
+    since_s: float
 
 
 class OpenLoopShard(StageShard):
@@ -39,7 +48,7 @@ class OpenLoopShard(StageShard):
         self._seed = stage_seed(task.seed, task.planned.key, task.replication)
         cap = self._load.max_in_flight
         self._most_in_flight = math.inf if cap is None else shard.share(cap)
-        self._waiting: deque[tuple[int, float]] = deque()  # number and instant, both of the stage
+        self._waiting: deque[_Waiting] = deque()
         self._next_number = shard.index
         self._schedule = arrivals_s(self._load, self._request_rate, seed=self._seed)
         self._n_warmup = int((self._schedule < self._load.warmup_s).sum())
@@ -87,7 +96,7 @@ class OpenLoopShard(StageShard):
             self._arrived(number, due_s)
 
     def _counted_done(self, at_s: float) -> bool:
-        none_waits = not self._waiting or self._waiting[0][0] >= self._n_counted
+        none_waits = not self._waiting or self._waiting[0].number >= self._n_counted
         all_came = self._next_number >= self._n_counted
         return none_waits and all_came and super()._counted_done(self._clock.now_s())
 
@@ -95,20 +104,20 @@ class OpenLoopShard(StageShard):
         self._send_until(self._window_end_s)
 
     def _unsent(self) -> Iterator[Sending]:
-        for number, due_s in self._waiting:
+        for number, due_s, since_s in self._waiting:
             if number < self._n_counted:
-                yield self._made(*self._place_of(number), due_s)
+                yield self._made(*self._place_of(number), due_s, since_s)
 
     def _arrived(self, number: int, due_s: float) -> None:
         if self.in_flight < self._most_in_flight:
             self._send_numbered(number, due_s)
         else:
             self.held_back += self._n_warmup <= number < self._n_counted
-            self._waiting.append((number, due_s))
+            self._waiting.append(_Waiting(number, due_s, self._clock.now_s()))
 
-    def _send_numbered(self, number: int, due_s: float) -> None:
-        """Send arrival `number` of the stage."""
-        self._send(*self._place_of(number), due_s)
+    def _send_numbered(self, number: int, due_s: float, since_s: float | None = None) -> None:
+        """Send arrival `number` of the stage, which has waited for a free place since then."""
+        self._send(*self._place_of(number), due_s, since_s)
 
     def _place_of(self, number: int) -> tuple[Phase, int]:
         """The phase of arrival `number` of the stage, and its number within that."""

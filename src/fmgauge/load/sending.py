@@ -89,6 +89,7 @@ class Sending(Exchange):
 
     __slots__ = (
         "decoder",
+        "held_back_at_s",
         "intended_at_s",
         "on_body",
         "owner",
@@ -108,6 +109,7 @@ class Sending(Exchange):
         request_id: str,
         phase: Phase,
         intended_at_s: float,
+        held_back_at_s: float | None = None,
     ) -> None:
         super().__init__(request)
         self.owner = owner
@@ -116,6 +118,7 @@ class Sending(Exchange):
         self.request_id = request_id
         self.phase = phase
         self.intended_at_s = intended_at_s
+        self.held_back_at_s = held_back_at_s
         self.decoder = target.decoder()
         self.on_body = self.decoder.feed  # type: ignore[method-assign]
 
@@ -135,7 +138,9 @@ class Sending(Exchange):
             error = _without(target.api_key, error)
         output_tokens = self._output_tokens_told()
         from_server = output_tokens is not None
-        prompt_tokens = decoder.prompt_tokens if from_server else payload.prompt_tokens
+        prompt_tokens = payload.prompt_tokens or None  # of `ask_once`, nobody counted it
+        if from_server:
+            prompt_tokens = decoder.prompt_tokens
         chunk_tokens = decoder.chunk_tokens
         return (
             self.request_id,
@@ -150,7 +155,7 @@ class Sending(Exchange):
             None if chunk_tokens is None else chunk_tokens.tobytes(),
             decoder.first_content_at_s,
             self.finished_at_s,
-            prompt_tokens or None,
+            prompt_tokens,
             target.max_output_tokens if target.sets_length else payload.max_output_tokens,
             output_tokens,
             decoder.reasoning_tokens,
@@ -163,6 +168,7 @@ class Sending(Exchange):
             decoder.server_latency_s,
             self.reused,
             self.resent,
+            self.held_back_at_s,
             None if from_server and not target.keep_text else decoder.text,
         )
 

@@ -85,7 +85,7 @@ class StageShard(ABC):
 
     async def run(self) -> Summary:
         """Run this part of the stage; every request that was sent becomes a row."""
-        monitor = LoopMonitor(self._clock)
+        monitor = LoopMonitor(self._clock, self._client.turns)
         try:
             with _no_garbage_collection():
                 await self._client.open(self._connections)
@@ -93,8 +93,8 @@ class StageShard(ABC):
                 self._at(self._warmup_end_s, monitor.restart)
                 self._start()
                 await self._window_over()
-                client_use = monitor.stop()
                 await self._counted_ended()
+                client_use = monitor.stop()  # until then answers of the window were stamped
                 await self._link.counted_ended()
                 finished_at_s = self._clock.now_s()
                 self._stopping = True
@@ -146,15 +146,19 @@ class StageShard(ABC):
 
     # --- one request ------------------------------------------------------------------------------
 
-    def _send(self, phase: Phase, number: int, due_s: float) -> None:
+    def _send(
+        self, phase: Phase, number: int, due_s: float, held_back_at_s: float | None = None
+    ) -> None:
         """Send a phase's prompt of that number now; it was due at `due_s`."""
-        sending = self._made(phase, number, due_s)
+        sending = self._made(phase, number, due_s, held_back_at_s)
         self.in_flight += 1
         if phase != "drain":
             self._counted_in_flight += 1
         self._client.send(sending)
 
-    def _made(self, phase: Phase, number: int, due_s: float) -> Sending:
+    def _made(
+        self, phase: Phase, number: int, due_s: float, held_back_at_s: float | None
+    ) -> Sending:
         self._n_sent += 1
         request_id = f"{self._id_prefix}-{self._n_sent}"
         payload, template = self._prompts.of(phase, number)
@@ -167,6 +171,7 @@ class StageShard(ABC):
             request_id=request_id,
             phase=phase,
             intended_at_s=due_s,
+            held_back_at_s=held_back_at_s,
         )
 
     def _note_unsent(self, now_s: float) -> None:

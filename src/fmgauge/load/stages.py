@@ -23,6 +23,7 @@ from fmgauge.records import (
     StageInfo,
     StageKey,
     StageWriter,
+    held,
     read_payloads,
 )
 from fmgauge.runs import Run, now_utc
@@ -30,6 +31,7 @@ from fmgauge.transport import RealClock
 from fmgauge.workloads import PromptTokenizer, tokenizer_for
 
 Announce = Callable[[str], object]
+_KILLED_ENDS_WITHIN_S = 30.0  # a notebook whose pipeline was killed goes on for some seconds
 
 
 def run_stages(
@@ -37,16 +39,28 @@ def run_stages(
     endpoints: Mapping[str, Endpoint],
     on_experiment_done: Callable[[str], object] | None = None,
     announce: Announce = print,
+    *,
+    patience_s: float = _KILLED_ENDS_WITHIN_S,
 ) -> list[StageKey]:
     """Run every planned stage whose records the run lacks, in order; the stages that were run.
 
     A stage is written when it has ended, whole or not at all. `on_experiment_done(experiment)` is
     called when nothing is left to run on an experiment's endpoint. Stages of an endpoint that is
-    not ready are skipped. Raises ConfigError, before the first request, where a key is not set.
+    not ready are skipped. Raises ConfigError, before the first request, where a key is not set, and
+    StepError where another process goes on loading this run's endpoints for longer than
+    `patience_s`.
     """
-    plan = _Plan.of(run, endpoints)
+    lock = run.folder / ".load.lock"
+    loads = f"loads the endpoints of {run.run_id}"
+    with held(lock, loads, patience_s=patience_s):
+        return _run_missing(_Plan.of(run, endpoints), on_experiment_done, announce)
+
+
+def _run_missing(
+    plan: _Plan, on_experiment_done: Callable[[str], object] | None, announce: Announce
+) -> list[StageKey]:
+    run, done = plan.run, list[StageKey]()
     reporter = ProgressReporter(run.progress_path)
-    done: list[StageKey] = []
     try:
         with Workers(plan.most_workers, RealClock()) as workers:
             for experiment in run.config.experiments:

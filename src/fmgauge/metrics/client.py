@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_SEND_DELAY_S = 0.010  # at the 99th percentile, or
 MOST_SEND_DELAY_OF_TTFT_LIMIT = 0.10  # of the tightest limit on TTFT, where that is more
 LATE_SHARE = 0.01  # of the requests: beyond the 99th percentile
-MOST_LOOP_LAG_S = 0.005  # at the 99th percentile: so late may every stamp be
+MOST_LOOP_LAG_S = 0.005  # at the 99th percentile
 MOST_CPU_SHARE = 0.9  # of one core
 LEAST_HELD = 0.99  # of a closed loop's concurrency, on average
 
@@ -54,7 +54,7 @@ def client_columns(
     """What the client had to do, whether its schedule was kept, and where it was the bottleneck."""
     asked = (info.request_rate or math.nan) * (info.window_end_s - info.window_start_s)
     use = info.client
-    reasons = [*_late_sends(info, measured, _most_send_delay_s(budgets)), *_overload(info)]
+    reasons = [*_late_sends(measured, _most_send_delay_s(budgets)), *_overload(info)]
     if holds_level:
         reasons += _slack(info, mean_in_flight, mean_paused)
     return {
@@ -73,17 +73,14 @@ def _most_send_delay_s(budgets: Budgets) -> float:
     return max(MOST_SEND_DELAY_S, MOST_SEND_DELAY_OF_TTFT_LIMIT * tightest)
 
 
-def _late_sends(info: StageInfo, measured: Requests, most_s: float) -> Iterator[str]:
+def _late_sends(measured: Requests, most_s: float) -> Iterator[str]:
     """Whether more than one in a hundred was late, which says what a 99th percentile would."""
-    late = measured.send_delay_s > most_s
+    late = measured.own_delay_s > most_s  # a limit in flight was asked for
     n_late, n = int(late.sum()), int(np.isfinite(measured.sent_s).sum())
-    if n_late - info.held_back <= LATE_SHARE * n:  # a limit in flight was asked for
+    if n_late <= LATE_SHARE * n:
         return
     n_connecting = int((late & (measured.connected_s > measured.intended_s)).sum())
-    causes = [f"{n_connecting} of them waited for a connection"] if n_connecting else []
-    if info.held_back:
-        causes.append(f"{info.held_back} waited because max_in_flight was reached")
-    because = f" ({', '.join(causes)})" if causes else ""
+    because = f" ({n_connecting} of them waited for a connection)" if n_connecting else ""
     yield f"{n_late} of {n} requests were sent more than {_milliseconds(most_s)} late{because}"
 
 

@@ -40,7 +40,7 @@ SEED_COLUMNS = (
 )
 COUNTS = (
     *("n_requests", "n_ok", "n_failed", *(f"n_{status}" for status in FAILURES)),
-    *("n_resent", "n_doubtful_counts", "held_back"),
+    *("n_resent", "n_doubtful_counts", "n_unstreamed", "held_back"),
 )
 CLIENT_COLUMNS = (
     *("in_flight_max", "achieved_rate_ratio", "held_back"),

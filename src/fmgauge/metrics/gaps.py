@@ -17,7 +17,7 @@ from fmgauge.statistics import Moments, OrderStatistics
 
 
 class GapSample:
-    """The ITL samples of measured successes, pooled: one per token after a request's first chunk.
+    """The ITL samples of measured successes that streamed: one per token after the first chunk.
 
     A chunk of k counted tokens gives k samples of its gap / k; an uncounted one its whole gap once.
     `see` is shown every piece of the stage once; `settle` reads on until the rest is known too.
@@ -31,7 +31,7 @@ class GapSample:
 
     def see(self, requests: Requests, chunks: TokenChunks) -> None:
         """Take in the next piece of the stage."""
-        gap_s, row = _gaps(chunks, requests.measured & requests.ok)
+        gap_s, row = _gaps(chunks, requests.measured & requests.ok & requests.streamed)
         self.n += gap_s.size
         self._sums.append(float(gap_s.sum()))
         self._ordered.add(gap_s)

@@ -118,14 +118,14 @@ def _weighted_sum(values: Floats, share: Floats, chosen: Flags) -> float:
 def within_limits(requests: Requests, budgets: Budgets, *, from_intended: bool) -> Flags:
     """Which requests are themselves within every latency limit, whatever statistic it binds.
 
-    Latency and TTFT count from the intended instant in open loop. A TPOT that is undefined breaks
-    no limit; a TTFT that is undefined cannot be shown to keep one.
+    Latency and TTFT count from the intended instant in open loop. A TPOT of one token breaks no
+    limit; tokens that all came at once, or no token's instant, cannot be shown to keep one.
     """
     within = np.ones(len(requests), dtype=bool)
     latency_s, ttft_s = requests.e2e_latency_s, requests.ttft_s
     if from_intended:
         latency_s, ttft_s = requests.e2e_latency_s_from_intended, requests.ttft_s_from_intended
-    tpot_s = np.nan_to_num(requests.tpot_s, nan=0.0)
+    tpot_s = np.where(requests.unstreamed, math.inf, np.nan_to_num(requests.tpot_s, nan=0.0))
     families = ((budgets.latency_s, latency_s), (budgets.ttft_s, ttft_s), (budgets.tpot_s, tpot_s))
     for limits, own in families:
         given = [limit for limit in limits.model_dump().values() if limit] if limits else []

@@ -29,7 +29,7 @@ _COLUMNS = (
     *TOKEN_COLUMNS,
     *("intended_at_s", "connected_at_s", "sent_at_s", "finished_at_s"),
     *("prompt_tokens", "max_output_tokens", "output_tokens", "finish_reason", "token_source"),
-    *("http_status", "resent"),
+    *("reasoning_tokens", "first_content_at_s", "http_status", "resent", "held_back_at_s"),
 )
 
 
@@ -60,6 +60,12 @@ class TokenChunks:
         tokens[complete[row]] = counts[complete[pc.list_parent_indices(counted).to_numpy()]]
         return cls(row, at_s, tokens, n_chunks)
 
+    @property
+    def streamed(self) -> Flags:
+        """Whose chunks came at two instants at least; in one write, all come at the same."""
+        first_s, last_s = _first_and_last(self)
+        return last_s > first_s
+
 
 def _lengths(lists: pa.Array[Any]) -> NDArray[np.int64]:
     import pyarrow.compute as pc
@@ -80,7 +86,7 @@ def _floats(column: pa.Array[Any]) -> Floats:
 class Requests:
     """The columns of a stage's requests. Seconds; NaN where something did not happen.
 
-    A request that streamed, with two token instants or more, ends with its last token; any other
+    A request that streamed, with two different token instants, ends with its last token; any other
     when it was finished. NaN where a latency is undefined: TTFT without a token, TPOT of one token
     or without streaming.
     """
@@ -90,44 +96,45 @@ class Requests:
     streamed: Flags
     hit_limit: Flags  # ended because it reached the most tokens that it was asked for
     counted_by_server: Flags
-    doubtful: Flags  # the server told fewer output tokens than chunks bore, or more than were asked
+    doubtful: Flags  # the server told counts that cannot be right
     resent: Flags
     intended_s: Floats
     connected_s: Floats
     sent_s: Floats
+    held_back_s: Floats  # from when on it waited because the limit in flight was reached
     first_token_s: Floats
     end_s: Floats
     finished_s: Floats
     prompt_tokens: Floats
     output_tokens: Floats
+    shown_tokens: Floats  # the output tokens that its chunks bore: all but hidden reasoning
     http_status: Floats
 
     @classmethod
     def of(cls, records: pa.RecordBatch, chunks: TokenChunks) -> Self:
         """The columns of some records, in their order."""
         first_s, last_s = _first_and_last(chunks)
-        streamed = chunks.n_chunks >= 2
+        streamed = chunks.streamed
         finished_s = _floats(records.column("finished_at_s"))
-        output_tokens = _floats(records.column("output_tokens"))
         by_server = _is(records, "token_source", "server")
-        most_tokens = _floats(records.column("max_output_tokens"))
-        impossible = (output_tokens < chunks.n_chunks) | (output_tokens > most_tokens)
         return cls(
             measured=_is(records, "phase", "measured"),
             status=_places(records.column("status"), STATUSES),
             streamed=streamed,
             hit_limit=_is(records, "finish_reason", "length"),
             counted_by_server=by_server,
-            doubtful=by_server & impossible,
+            doubtful=by_server & _impossible(records, chunks),
             resent=_flags(records.column("resent")),
             intended_s=_floats(records.column("intended_at_s")),
             connected_s=_floats(records.column("connected_at_s")),
             sent_s=_floats(records.column("sent_at_s")),
+            held_back_s=_floats(records.column("held_back_at_s")),
             first_token_s=first_s,
             end_s=np.where(streamed, last_s, finished_s),
             finished_s=finished_s,
             prompt_tokens=_floats(records.column("prompt_tokens")),
-            output_tokens=output_tokens,
+            output_tokens=_floats(records.column("output_tokens")),
+            shown_tokens=_shown_tokens(records, chunks),
             http_status=_floats(records.column("http_status")),
         )
 
@@ -179,15 +186,25 @@ class Requests:
     @property
     def tpot_s(self) -> Floats:
         """Time per output token after the first."""
-        several = self.streamed & (self.output_tokens > 1)
+        several = self.streamed & (self.shown_tokens > 1)
         return (self.e2e_latency_s - self.ttft_s) / np.where(
-            several, self.output_tokens - 1, math.nan
+            several, self.shown_tokens - 1, math.nan
         )
+
+    @property
+    def unstreamed(self) -> Flags:
+        """Whose tokens, two or more, all came at one instant, so that nothing lies between them."""
+        return ~self.streamed & (self.shown_tokens > 1)
 
     @property
     def send_delay_s(self) -> Floats:
         """By how much each was sent later than it was meant to be."""
         return self.sent_s - self.intended_s
+
+    @property
+    def own_delay_s(self) -> Floats:
+        """How much of `send_delay_s` is not the limit in flight, which was asked for."""
+        return np.fmin(self.sent_s, self.held_back_s) - self.intended_s
 
 
 def _is(records: pa.RecordBatch, column: str, text: str) -> Flags:
@@ -211,6 +228,32 @@ def _places(column: pa.Array[Any], texts: Sequence[str]) -> NDArray[np.int8]:
     found = pc.index_in(column, value_set=pa.array(texts, pa.string()))
     places: NDArray[np.int64] = found.to_numpy(zero_copy_only=False)
     return places.astype(np.int8)
+
+
+def _impossible(records: pa.RecordBatch, chunks: TokenChunks) -> Flags:
+    """Which counts contradict one another, the chunks, or what was asked for."""
+    output_tokens = _floats(records.column("output_tokens"))
+    impossible: Flags = (
+        (output_tokens < chunks.n_chunks)
+        | (output_tokens > _floats(records.column("max_output_tokens")))
+        | (output_tokens < _floats(records.column("reasoning_tokens")))
+        | (_floats(records.column("prompt_tokens")) == 0)
+    )
+    return impossible
+
+
+def _shown_tokens(records: pa.RecordBatch, chunks: TokenChunks) -> Floats:
+    """The output tokens without those of reasoning that no chunk bore: made before the first one.
+
+    Where the first chunk is content, no reasoning came before it; that none came after it either
+    is known where the other tokens suffice for a token a chunk.
+    """
+    output_tokens = _floats(records.column("output_tokens"))
+    reasoning = np.nan_to_num(_floats(records.column("reasoning_tokens")), nan=0.0)
+    first_s, _ = _first_and_last(chunks)
+    hidden = (reasoning > 0) & (_floats(records.column("first_content_at_s")) == first_s)
+    others = np.maximum(output_tokens - reasoning, np.minimum(chunks.n_chunks, output_tokens))
+    return np.where(hidden, others, output_tokens)
 
 
 def _first_and_last(chunks: TokenChunks) -> tuple[Floats, Floats]:
@@ -255,10 +298,11 @@ def sending_order(requests: Requests) -> NDArray[np.intp]:
 
 
 def served_chunks(batches: Batches) -> Iterator[tuple[Flags, TokenChunks]]:
-    """Once more the chunks of every piece, with which of its requests were measured and ok."""
+    """Once more the chunks of every piece, with whose gaps count: streamed, measured and ok."""
     for records in batches(TOKEN_COLUMNS):
         served = _is(records, "phase", "measured") & _is(records, "status", "ok")
-        yield served, TokenChunks.of(records)
+        chunks = TokenChunks.of(records)
+        yield served & chunks.streamed, chunks
 
 
 def request_table(batches: Batches, keep: Sequence[str] = ("phase", "status")) -> pd.DataFrame:

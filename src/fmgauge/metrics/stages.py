@@ -84,6 +84,7 @@ def _token_counts(measured: Requests) -> dict[str, Value]:
         "prompt_token_count_mean": _mean(ok.prompt_tokens),
         "completion_token_count_mean": _mean(ok.output_tokens),
         "n_doubtful_counts": int(ok.doubtful.sum()),
+        "n_unstreamed": int(ok.unstreamed.sum()),
         "output_limit_share": _mean(ok.hit_limit.astype(np.float64)),
         "token_source": "+".join(source for source, is_used in told.items() if is_used) or "none",
     }

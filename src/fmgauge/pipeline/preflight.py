@@ -53,7 +53,8 @@ def _plan_line(loaded: LoadedConfig) -> str:
     until = f" and as long as {requests} requests take" if requests else ""
     return (
         f"{loaded.path}: {len(loaded.config.experiments)} experiment(s), {len(stages)} stages, "
-        f"{least}{duration_text(load_s)} under load{until}, {_cost_text(loaded, least)}"
+        f"{least}{duration_text(load_s)} under load{until}, then each stage's drain; "
+        f"{_cost_text(loaded)}"
     )
 
 
@@ -63,10 +64,10 @@ def _simulated_line(loaded: LoadedConfig) -> Iterator[str]:
         yield f"SIMULATED, no latency is real and nothing is billed: {', '.join(names)}"
 
 
-def _cost_text(loaded: LoadedConfig, least: str) -> str:
-    """The projected cost; what is priced per token is not known beforehand."""
+def _cost_text(loaded: LoadedConfig) -> str:
+    """The least that an hourly price will cost; drains and tokens are not known beforehand."""
     per_token = [e.name for e in loaded.config.experiments if e.instance_type is None]
-    hourly = f"projected cost {least}${projected_spend_usd(loaded):.4f}"
+    hourly = f"projected cost at least ${projected_spend_usd(loaded):.4f}, drains on top"
     if not per_token:
         return hourly
     tokens = f"the tokens of {', '.join(per_token)}, which nobody knows beforehand"

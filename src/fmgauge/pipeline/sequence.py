@@ -24,7 +24,8 @@ from fmgauge.pipeline.notebooks import (
     execute_notebook,
 )
 from fmgauge.pipeline.preflight import check_loaded
-from fmgauge.records import read_endpoints
+from fmgauge.records import held, read_endpoints
+from fmgauge.report import simulated_sentence
 from fmgauge.runs import Run, mark_step, new_run_id, now_utc, open_run
 
 EXIT_STEP_FAILED = 1
@@ -54,6 +55,11 @@ def run_pipeline(
     run_id = _named_run(resume) if resume else ""
     plan = check_loaded(loaded)
     run = _resumed(config_path, overrides, run_id) if resume else _begun(config_path, overrides)
+    with held(run.folder / ".pipeline.lock", f"works on {run.run_id}"):
+        return _run_to_end(run, plan, called, f"{called} run {_as_typed(config_path, overrides)}")
+
+
+def _run_to_end(run: Run, plan: Sequence[str], called: str, command: str) -> int:
     display = display_for(run)
     try:
         with _logged(run):
@@ -62,7 +68,7 @@ def run_pipeline(
             code = _run_notebooks(run, display, called)
     finally:
         display.close()
-    again = f"{called} run {_as_typed(config_path, overrides)} --resume {run.run_id}"
+    again = f"{command} --resume {run.run_id}"
     if code not in (0, EXIT_NO_CANDIDATE):
         display.say(f"To go on: {again}")  # last, below what clean-up had to say
     _refuse_unmeasured(run, code, again)
@@ -167,8 +173,11 @@ def _run_notebooks(run: Run, display: Display, called: str) -> int:
 
 
 def _announce_endpoints(run: Run, display: Display) -> None:
-    for line in announcements(read_endpoints(run.endpoints_path).values()):
+    endpoints = read_endpoints(run.endpoints_path).values()
+    for line in announcements(endpoints):
         display.say(line)
+    if all(endpoint.state == "failed" for endpoint in endpoints):
+        display.say("No endpoint answers, so nothing will be sent; the report gives the reasons.")
 
 
 def _run_notebook(run: Run, name: str, display: Display, stop: StopSignal | None) -> None:
@@ -231,6 +240,8 @@ def _verdict(run: Run, display: Display) -> int:
     for recommendation in decision.recommendations:
         display.say(f"{recommendation.workload}: {recommendation.reason}")
     display.say(f"report: {run.folder / 'report.html'}")
+    if simulated := simulated_sentence(run):
+        display.say(simulated)
     chosen = {answer.workload: answer.chosen for answer in decision.recommendations}
     return 0 if chosen[decision.workload_of_interest] else EXIT_NO_CANDIDATE
 
@@ -245,5 +256,10 @@ def _refuse_unmeasured(run: Run, code: int, again: str) -> None:
     endpoints = read_endpoints(run.endpoints_path).values()
     failed = announcements(endpoint for endpoint in endpoints if endpoint.state == "failed")
     reasons = list(failed) or [answer.reason for answer in answers]
-    told = ["not one stage could be measured.", *reasons, f"Once that is mended: {again}"]
+    told = [
+        "not one stage could be measured.",
+        *reasons,
+        "Where the config or a --set is wrong: mend it and begin a new run, for a run keeps both.",
+        f"Where the fault lies elsewhere (a server down, a key), once it is mended: {again}",
+    ]
     raise StepError("\n".join(told))

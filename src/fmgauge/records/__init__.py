@@ -9,6 +9,7 @@ from fmgauge.records.files import (
     write_json,
     write_payloads,
 )
+from fmgauge.records.locks import held
 from fmgauge.records.nouns import (
     ClientUse,
     Endpoint,
@@ -49,6 +50,7 @@ __all__ = [
     "StageKey",
     "StageWriter",
     "Status",
+    "held",
     "open_stage",
     "read_endpoints",
     "read_json",

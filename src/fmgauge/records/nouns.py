@@ -73,8 +73,8 @@ class StageKey:
 class ClientUse:
     """What the client's own process had to do in a stage; of several workers, the worst of each."""
 
-    cpu_share: float  # of one core, over the window
-    loop_lag_p99_s: float  # by how much the event loop was late for a timer
+    cpu_share: float  # of one core, from the window's start until all that was due in it ended
+    loop_lag_p99_s: float  # by how much stamps were late in that time, beyond 1 % of it or of them
     loop_lag_max_s: float
 
 
@@ -139,4 +139,5 @@ class RequestRecord:
     server_latency_s: float | None
     connection_reused: bool
     resent: bool  # on a new connection, for the server had closed the kept one unanswered
+    held_back_at_s: float | None = None  # ready to be sent, but max_in_flight was reached
     response_text: str | None = None

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmgauge.records import write_atomically
-from fmgauge.report.findings import answer_sentences
+from fmgauge.report.findings import answer_sentences, simulated_sentence
 from fmgauge.report.material import Material, read_material
 
 if TYPE_CHECKING:
     from fmgauge.runs import Run
 
-__all__ = ["Material", "answer_sentences", "build_report", "read_material"]
+__all__ = [
+    "Material",
+    "answer_sentences",
+    "build_report",
+    "read_material",
+    "simulated_sentence",
+]
 
 
 def build_report(run: Run) -> Path:
@@ -31,7 +37,7 @@ def build_report(run: Run) -> Path:
     drawn = pictures(material)
     markdown = report_markdown(material)
     title = f"{run.config.run.name}: results for performance benchmarking"
-    page = report_html(markdown, drawn, ["config.yaml"], title)
+    page = report_html(markdown, drawn, {"config.yaml": run.config_path.read_text("utf-8")}, title)
     for name, content in {**drawn, "report.md": markdown.encode()}.items():
         write_atomically(run.folder / name, content)
     write_atomically(run.folder / "report.html", page.encode())

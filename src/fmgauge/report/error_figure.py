@@ -19,7 +19,7 @@ from fmgauge.report.drawing import (
     short_names,
 )
 from fmgauge.report.escaping import shortened
-from fmgauge.report.load_levels import axis_name, kinds_of, ticks_of
+from fmgauge.report.load_levels import axis_name, ticks_of
 from fmgauge.report.material import NOT_RUN, Material
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def error_rates(material: Material) -> Figure:
     for axes in panels[len(workloads) :]:
         axes.set_visible(False)
     figure.suptitle(_title(material.metrics), fontsize=11, color=INK)
-    figure.supxlabel(axis_name(kinds_of(material.metrics)), **LABEL)
+    figure.supxlabel(axis_name(material.metrics), **LABEL)
     return figure
 
 

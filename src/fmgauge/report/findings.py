@@ -11,7 +11,15 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from fmgauge.config.model import Experiment
-from fmgauge.decision import Budget, Recommendation, StageVerdict, client_caveat
+from fmgauge.decision import (
+    Budget,
+    Recommendation,
+    StageVerdict,
+    behind_caveat,
+    client_caveat,
+    edge_caveat,
+    next_edge_caveat,
+)
 from fmgauge.metrics import NO_RECORDS, PER_TOKEN
 from fmgauge.pricing import Price
 from fmgauge.report import wording
@@ -21,7 +29,7 @@ from fmgauge.report.load_levels import (
     CLOSED,
     LINE,
     OPEN,
-    is_closed_only,
+    is_concurrency_only,
     kinds_of,
     with_levels,
 )
@@ -55,7 +63,10 @@ def answer(material: Material) -> Markdown:
 
 def measured(material: Material) -> list[Markdown]:
     """What was measured, where, when and how, and at which prices; one item each."""
-    return [_what(material), _where(material), _when(material), _prices(material)]
+    return [
+        *(_what(material), _where(material), _when(material), _prices(material)),
+        _budgets(material),
+    ]
 
 
 def _what(material: Material) -> Markdown:
@@ -152,6 +163,16 @@ def _measured_requests(metrics: pd.DataFrame) -> str:
     return f"{wording.plural(n, 'measured request')}, {failed} of which failed"
 
 
+def simulated_sentence(run: Run) -> str:
+    """That a run's figures are an imitation's, for a terminal; "" where every endpoint is real."""
+    names = [e.name for e in run.config.experiments if e.endpoint.kind == "simulated"]
+    if not names:
+        return ""
+    if len(names) == len(run.config.experiments):
+        return "SIMULATED: every endpoint is a timing model, so no figure above is of real hardware"
+    return f"SIMULATED: {', '.join(names)}: timing models, whose figures are not of real hardware"
+
+
 def _dates(material: Material) -> str:
     days = sorted({stage.started_at[:10] for stage in material.stages})
     if len(days) < 2:
@@ -191,6 +212,20 @@ def _source(price: Price) -> Markdown:
     if price.as_of is None:
         return Markdown("source: {}, where no date is given").fill(price.source)
     return Markdown("source: {}; as of {}").fill(price.source, price.as_of)
+
+
+def _budgets(material: Material) -> Markdown:
+    """Every limit with its operator and unit."""
+    return Markdown("**Budgets:** {}.").fill(joined(map(_limit, material.decision.budgets)))
+
+
+def _limit(budget: Budget) -> Markdown:
+    limit = wording.limit(budget.limit)
+    if budget.unit == "s":
+        mean = " mean" if budget.metric.endswith("_mean") else ""
+        return Markdown("{}{} ≤ {} s").fill(_spoken(budget.label), mean, limit)
+    shown = Markdown(f"${limit}") if budget.unit == "usd" else wording.percent(budget.limit)
+    return Markdown("{} ≤ {}").fill(budget.label, shown)
 
 
 # --- the summary --------------------------------------------------------------------------------
@@ -268,8 +303,10 @@ def details(material: Material) -> Markdown:
     return sentences(
         answer,
         _few(row["n_requests"]),
+        edge_caveat(chosen, material.stage_verdicts(material.workload)),
         _caveats(material, chosen),
         _runner_up(material, chosen),
+        _ramps(material),
         "This is one run: how much another would differ, it cannot tell.",
         _unfinished(material),
     )
@@ -289,6 +326,7 @@ def _caveats(material: Material, stage: StageVerdict) -> Markdown:
     held = f"max_in_flight held {wording.plural(row['held_back'], 'request')} back there."
     return sentences(
         "These figures are simulated." if simulated else "",
+        behind_caveat(row),
         client_caveat(row),
         held if row["held_back"] else "",
         doubtful_counts(row),
@@ -329,7 +367,7 @@ def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
     others = [
         stage
         for stage in material.stage_verdicts(material.workload)
-        if stage.meets_budgets and stage.experiment != chosen.experiment
+        if stage.meets_budgets and stage.experiment != chosen.experiment and not stage.is_ramp
     ]
     if len(material.experiments) == 1:
         return Markdown("It is the only experiment of this run.")
@@ -338,12 +376,30 @@ def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
     second = min(others, key=_price_of)
     if second.price_per_txn is None:
         return Markdown("No other experiment meets every budget at a known price.")
-    return Markdown("Next is {} at {}: {} per 10,000, {}. {}").fill(
+    next_best = Markdown("Next is {} at {}: {} per 10,000, {}.").fill(
         code(second.experiment),
         second.label,
         _usd(_price_of(second) * 1e4),
         _how_much_more(_price_of(second), _price_of(chosen)),
-        _told_apart(material.row(chosen), material.row(second)),
+    )
+    apart = _told_apart(material.row(chosen), material.row(second))
+    return sentences(
+        next_best, apart, next_edge_caveat(second, material.stage_verdicts(material.workload))
+    )
+
+
+def _ramps(material: Material) -> str:
+    """That ramps did not compete; nothing where there are none."""
+    stages = material.stage_verdicts(material.workload)
+    n = sum(stage.is_ramp for stage in stages)
+    if not n:
+        return ""
+    levels = {stage.experiment for stage in stages if not stage.is_ramp}
+    only = dict.fromkeys(s.experiment for s in stages if s.experiment not in levels)
+    nothing_else = f" {joined(only)} had nothing else." if only else ""
+    verb = "was" if n == 1 else "were"
+    return f"{wording.plural(n, 'ramp')} {verb} not considered: a ramp's load is no one level." + (
+        nothing_else
     )
 
 
@@ -373,10 +429,14 @@ def failed_criteria(material: Material) -> Markdown:
     missed = [stage for stage in material.decision.stages if not stage.meets_budgets]
     run = [stage for stage in missed if material.row(stage)["status"] == "ok"]
     failed = [s for s in run if any(check.verdict == "FAIL" for check in s.checks)]
+    criteria = joined(map(_criterion, material.decision.budgets), ", ")
     total = Markdown(
         "There were a total of {} experiment run(s) that failed at least one configured "
         "performance criteria: {}."
-    ).fill(len(failed), joined(map(_criterion, material.decision.budgets), ", "))
+    ).fill(len(failed), criteria)
+    if not failed:
+        total = Markdown("No experiment run failed a configured performance criterion: {}.")
+        total = total.fill(criteria)
     notes = "".join(_notes_on_failed(material.metrics, len(run) - len(failed)))
     return Markdown(total + notes + (SEE_TABLE if missed else ""))
 
@@ -437,11 +497,26 @@ def _not_billed(material: Material) -> Markdown:
 
 def datasets_sentence(material: Material) -> Markdown:
     """What the next table is about, and from which data sets the prompts came."""
+    used = joined(map(code, dataset_names(material)), ", ")
+    if len(material.decision.per_instance) == 1:
+        return Markdown(
+            "The following table provides the best load level of the only dataset on the only "
+            "instance type. The following dataset(s) were used for this test: {}."
+        ).fill(used)
     return Markdown(
         "The following table provides the best combinations for running inference for different "
         "sizes prompts on different instance types. The following dataset(s) were used for this "
         "test: {}."
-    ).fill(joined(map(code, dataset_names(material)), ", "))
+    ).fill(used)
+
+
+def comparison_sentence(material: Material) -> str:
+    """What the picture of prices compares."""
+    if len(material.experiments) == 1:
+        return "Price and performance at each load level are presented below:"
+    if len({instance_of(experiment) for experiment in material.experiments}) == 1:
+        return "The price performance comparison of the candidates is presented below:"
+    return "The price performance comparison for different instance types is presented below:"
 
 
 def recommendation_sentence(material: Material, recommendation: Recommendation) -> Markdown:
@@ -456,6 +531,7 @@ def recommendation_sentence(material: Material, recommendation: Recommendation) 
     return sentences(
         _best_option(material, chosen, place, payload),
         _achieved(material.row(chosen), _level(chosen)),
+        behind_caveat(material.row(chosen)),
         client_caveat(material.row(chosen)),
         doubtful_counts(material.row(chosen)),
     )
@@ -475,7 +551,7 @@ def _best_option(
 
 def _level(stage: StageVerdict) -> str:
     """A load level in the seed's words, or in like ones where it is a rate."""
-    if stage.concurrency is None:
+    if stage.concurrency is None or stage.think_time_s:
         return f"load of {stage.label}"
     return f"concurrency level of {stage.concurrency}"
 
@@ -562,7 +638,7 @@ def _read_points(material: Material) -> Markdown:
     if not n:
         is_measured = bool(material.metrics["n_requests"].sum())
         return Markdown("No figures: no request succeeded.") if is_measured else _NO_FIGURES
-    load = "requests in flight" if is_closed_only(material.metrics) else "load"
+    load = "requests in flight" if is_concurrency_only(material.metrics) else "load"
     drawn = f"Of {n:,}, {MOST_POINTS:,} are drawn, chosen by a seeded draw."
     return Markdown(
         "*How to read it.* Each point is a measured request that succeeded. Latency that rises "

@@ -27,25 +27,26 @@ _SHORT = 40  # characters that a cell never breaks
 
 
 def report_html(
-    markdown: str, pictures: Mapping[str, bytes], links: Sequence[str], title: str
+    markdown: str, pictures: Mapping[str, bytes], files: Mapping[str, str], title: str
 ) -> str:
-    """`markdown` as a whole page with `pictures` (PNG by name) within it.
+    """`markdown` as a whole page with `pictures` (PNG by name) and `files` (text) within it.
 
-    A link leads only to one of `links`, and a picture is only one of `pictures`: anything else
-    of that shape stays text.
+    A link leads only to one of `files`, whose text stands at the page's end, and a picture is
+    only one of `pictures`: anything else of that shape stays text.
     """
     from markupsafe import Markup
 
-    parser = _parser({*links, *pictures})
+    parser = _parser({*files, *pictures})
     tokens = parser.parse(markdown)
     contents = list(_with_anchors(tokens))
     for token in _inline(tokens):
         _embed(token, pictures)
+        _lead_to_text(token, files)
     _frame_pictures(tokens)
     _dress_tables(tokens)
     body = Markup(parser.renderer.render(tokens, parser.options, {}))
     template = _environment().get_template("report.html.j2")
-    return template.render(title=title, body=body, contents=contents)
+    return template.render(title=title, body=body, contents=contents, files=_anchored(files))
 
 
 @cache
@@ -105,10 +106,14 @@ def _with_anchors(tokens: Sequence[Token]) -> list[tuple[str, str]]:
     contents = []
     for token, inline in pairwise(tokens):
         if token.type == "heading_open" and token.tag == "h2":
-            anchor = re.sub(r"[^a-z0-9]+", "-", inline.content.lower()).strip("-")
+            anchor = _anchor(inline.content)
             token.attrSet("id", anchor)
             contents.append((anchor, inline.content))
     return contents
+
+
+def _anchor(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _inline(tokens: Sequence[Token]) -> list[Token]:
@@ -122,12 +127,22 @@ def _embed(token: Token, pictures: Mapping[str, bytes]) -> None:
         token.attrSet("src", f"data:image/png;base64,{encoded}")
 
 
+def _anchored(files: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """The anchor, name and text of every file that the page holds."""
+    return [(_anchor(name), name, text) for name, text in files.items()]
+
+
+def _lead_to_text(token: Token, files: Mapping[str, str]) -> None:
+    """Let a link to a file lead to its text in the page, which may travel alone."""
+    if token.type == "link_open" and token.attrs["href"] in files:
+        token.attrSet("href", f"#{_anchor(str(token.attrs['href']))}")
+
+
 def _frame_pictures(tokens: Sequence[Token]) -> None:
-    """A picture scrolls within its own frame where the page is too narrow to read it."""
+    """Mark the paragraphs that hold a picture, which may be as wide as the page."""
     for token, inline in pairwise(tokens):
         if token.type == "paragraph_open" and any(c.type == "image" for c in inline.children or []):
-            frame = {"class": "picture", "role": "region", "tabindex": "0", "aria-label": "Picture"}
-            token.attrs.update(frame)
+            token.attrSet("class", "picture")
 
 
 def _dress_tables(tokens: Sequence[Token]) -> None:

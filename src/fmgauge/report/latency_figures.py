@@ -29,12 +29,13 @@ from fmgauge.report.drawing import (
 )
 from fmgauge.report.escaping import shortened
 from fmgauge.report.load_levels import (
-    AXIS,
     LINE,
     OPEN,
     axis_name,
+    axis_of,
     kinds_of,
     names_of,
+    units_of,
     with_levels,
 )
 from fmgauge.report.material import Material, Row, rows_of
@@ -79,7 +80,7 @@ def tokens_vs_latency(material: Material) -> Figure:
         axes.set_title(labels[name], **TITLE)
     if len(points):
         panels[0].set_ylim(0, points["latency_s"].max() * 1.08)
-        unit = "load" if len(kinds) > 1 else AXIS[kinds[0]].partition(", ")[2]
+        unit = "load" if len(kinds) > 1 else units_of(material.metrics, kinds[0])
         legend_above(figure, _level_handles(levels), abreast, unit)
     else:
         panels[0].set(xticks=[], yticks=[])
@@ -141,17 +142,20 @@ class _Line(NamedTuple):
     name: str
     kind: str
     arrivals: str
+    think_time_s: float
     rows: pd.DataFrame
 
     @property
     def label(self) -> str:
-        """Its name; Poisson arrivals, the rule, go without saying."""
+        """Its name; Poisson arrivals and users who do not pause, the rule, go without saying."""
+        if self.think_time_s:
+            return f"{self.name}, {wording.limit(self.think_time_s)} s think time"
         return self.name if self.arrivals in ("", "poisson") else f"{self.name}, {self.arrivals}"
 
     @property
     def load(self) -> str:
         """What its levels are, in words."""
-        unit = AXIS[self.kind].partition(", ")[2]
+        unit = units_of(self.rows, self.kind)
         return unit if self.arrivals in ("", "poisson") else f"{unit}, {self.arrivals}"
 
 
@@ -172,7 +176,7 @@ def concurrency_vs_latency(material: Material) -> Figure:
     shown = kinds if together else [line.kind for line in lines]
     _scale(list(zip(panels, shown, strict=True)), rows, limits)
     workload = shortened(material.workload, 60)
-    name_axes(figure, f"{axis_name(kinds)}; dataset {workload}", "Mean end-to-end latency, s")
+    name_axes(figure, f"{axis_name(rows)}; dataset {workload}", "Mean end-to-end latency, s")
     return figure
 
 
@@ -180,8 +184,8 @@ def _lines(rows: pd.DataFrame) -> list[_Line]:
     """The lines of one workload: closed loops first, then by experiment as they come."""
     places = {name: place for place, name in enumerate(rows.sort_index()["experiment_name"])}
     lines = []
-    for (name, kind, arrivals), one in rows.groupby(LINE, sort=False):
-        lines.append(_Line(str(name), str(kind), str(arrivals), one))
+    for (name, kind, arrivals, pause_s), one in rows.groupby(LINE, sort=False):
+        lines.append(_Line(str(name), str(kind), str(arrivals), float(str(pause_s)), one))
     return sorted(lines, key=lambda line: (line.kind, places[line.name]))
 
 
@@ -201,10 +205,19 @@ def _draw_together(lines: Sequence[_Line], limits: Sequence[float]) -> tuple[Fig
     figure, panels = panel_grid(len(kinds), legend_in, share_x=len(kinds) == 1)
     handles: dict[str, Any] = {}
     for axes, kind in zip(panels, kinds, strict=True):
-        axes.set_title(AXIS[kind] if len(kinds) > 1 else "", **TITLE)
-        handles |= _draw_lines(axes, [line for line in lines if line.kind == kind], styles)
+        own = [line for line in lines if line.kind == kind]
+        if len(kinds) > 1:
+            axes.set_title(_panel_title(own), **TITLE)
+        handles |= _draw_lines(axes, own, styles)
     legend_above(figure, [*handles.values(), *_draw_limits(panels, limits)], n_columns)
     return figure, panels
+
+
+def _panel_title(lines: Sequence[_Line]) -> str:
+    import pandas as pd
+
+    title = axis_of(pd.concat([line.rows for line in lines]), lines[0].kind)
+    return shortened(title, title_length(2))
 
 
 def _draw_lines(

@@ -47,6 +47,7 @@ def _sentences(material: Material) -> dict[str, Any]:
         "measured": findings.measured(material),
         "summary": findings.summary(material),
         "details": findings.details(material),
+        "comparison": findings.comparison_sentence(material),
         "failed_criteria": findings.failed_criteria(material),
         "costs": findings.costs(material),
         "datasets": findings.datasets_sentence(material),

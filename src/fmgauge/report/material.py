@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmgauge.config import Config
 from fmgauge.config.model import Experiment
+from fmgauge.config.stages import think_times
 from fmgauge.decision import Decision, Recommendation, StageVerdict, read_decision
 from fmgauge.metrics import PER_TOKEN, experiment_costs, read_metrics, request_table
 from fmgauge.pricing import Price, experiment_price
@@ -20,6 +21,7 @@ from fmgauge.records import (
     Batches,
     Endpoint,
     StageInfo,
+    StageKey,
     open_stage,
     read_endpoints,
     read_json,
@@ -39,11 +41,12 @@ NOT_RUN = "not run"
 class Material:
     """One run as a report needs it: the frames of its files, and the nouns behind them.
 
-    `metrics` has one row a planned stage, `costs` one an experiment, `requests` one a request:
-    experiment, workload, stage, kind, concurrency (<NA> in open loop), phase, status, http_status,
-    error, prompt_tokens, cached_tokens (NaN where the server told none), e2e_latency_s and
-    latency_s (NaN where the request failed). The latter is what tables headline: in open loop it
-    counts from the instant at which the schedule wanted to send, else it is the former.
+    `metrics` has one row a planned stage, its users' `think_time_s` beside what is in the file,
+    `costs` one an experiment, `requests` one a request: experiment, workload, stage, kind,
+    concurrency (<NA> in open loop), phase, status, http_status, error, prompt_tokens,
+    cached_tokens (NaN where the server told none), e2e_latency_s and latency_s (NaN where the
+    request failed). The latter is what tables headline: in open loop it counts from the instant at
+    which the schedule wanted to send, else it is the former.
     """
 
     run_id: str
@@ -119,7 +122,7 @@ def read_material(run: Run) -> Material:
         run_id=run.run_id,
         config=run.config,
         made_at=now_utc(),
-        metrics=read_metrics(run),
+        metrics=_with_think_times(read_metrics(run), run.config),
         costs=experiment_costs(run),
         requests=requests,
         decision=read_decision(run.decision_path),
@@ -129,6 +132,13 @@ def read_material(run: Run) -> Material:
         workloads=read_json(run.workloads_path),
         manifest=read_manifest(run),
     )
+
+
+def _with_think_times(metrics: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """The metrics table, beside each stage how long its users pause by the config."""
+    pauses = think_times(config)
+    names = zip(metrics["experiment_name"], metrics["workload"], metrics["stage"], strict=True)
+    return metrics.assign(think_time_s=[pauses.get(StageKey(*name), 0.0) for name in names])
 
 
 _KEPT = ("phase", "status", "http_status", "error", "prompt_tokens", "cached_tokens")

@@ -9,19 +9,25 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fmgauge.config.model import ClosedLoop, Load, OpenLoop
+from fmgauge.decision import rate_behind
 from fmgauge.metrics import PERCENTILES, client_causes
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, joined, sentences
 from fmgauge.report.load_levels import CLOSED, OPEN, kinds_of, labels_of
-from fmgauge.report.material import Material, Row, cut_off
+from fmgauge.report.material import Material, Row, cut_off, rows_of
 from fmgauge.statistics import samples_needed
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_ABOVE = 1.02  # of the asked rate, above which a reader wonders
+_FEW_UNSTREAMED = 0.01  # of the answers, below which nobody held them back
 _HELD = 0.95  # of the asked concurrency in flight on average, below which the load was not held
+_THINKING = "closed loop of users who think"  # the third kind of loop, by what is said of it
 _LOOPS = {
     CLOSED: "closed loop: as soon as one answer ends, the next request starts",
+    _THINKING: "closed loop of users who think: the next request starts a think time after the "
+    "answer to the last one has ended",
     OPEN: "open loop: requests are sent at instants that were settled beforehand, however slow "
     "the answers are",
 }
@@ -35,6 +41,7 @@ def how_measured(material: Material) -> list[Markdown]:
         *_held_back(material.metrics),
         *_resent(material.metrics),
         *_doubtful_counts(material.metrics),
+        *_unstreamed(material.metrics),
         _definitions(material.metrics),
         _percentiles(),
         *_prompts(material),
@@ -103,49 +110,54 @@ def _window(material: Material) -> Markdown:
         _loops(material.metrics),
         sent,
         _kept_in_flight(material),
+        _waiting_users(material.metrics),
         _load_not_held(material),
         _kept_schedule(material.metrics),
+        _above_asked(material.metrics),
+        _fell_behind(material.metrics),
         _read_late(material.metrics),
     )
 
 
 def _loops(metrics: pd.DataFrame) -> str:
-    kinds = kinds_of(metrics)
-    if len(kinds) == 1:
-        article = {CLOSED: "a", OPEN: "an"}[kinds[0]]
-        return f"Each stage is {article} {_LOOPS[kinds[0]]}."
-    counts = metrics["kind"].value_counts()
-    return " ".join(f"{wording.plural(counts[k], 'stage')} in {_LOOPS[k]}." for k in kinds)
+    loops = metrics["kind"].mask(metrics["think_time_s"] > 0, _THINKING)
+    counts = {kind: int((loops == kind).sum()) for kind in _LOOPS if (loops == kind).any()}
+    if len(counts) == 1:
+        (kind,) = counts
+        return f"Each stage is {'an' if kind == OPEN else 'a'} {_LOOPS[kind]}."
+    return " ".join(
+        f"{wording.plural(n, 'stage')} in {_LOOPS[kind]}." for kind, n in counts.items()
+    )
 
 
-def _without_pauses(material: Material) -> pd.DataFrame:
+def _without_pauses(metrics: pd.DataFrame) -> pd.DataFrame:
     """The metrics of closed-loop stages whose users do not pause: these hold their concurrency."""
-    thinking = {
-        (experiment.name, level)
-        for experiment in material.experiments
-        for load in experiment.load
-        if isinstance(load, ClosedLoop) and load.think_time_s
-        for level in load.concurrency
-    }
-    closed = material.metrics[material.metrics["kind"] == CLOSED]
-    stages = zip(closed.index, closed["experiment_name"], closed["concurrency"], strict=True)
-    return closed.loc[[index for index, *stage in stages if tuple(stage) not in thinking]]
+    return metrics[(metrics["kind"] == CLOSED) & (metrics["think_time_s"] == 0)]
+
+
+def _waiting_users(metrics: pd.DataFrame) -> str:
+    """How many of the users who think waited for an answer at a time; nothing without any."""
+    thinking = metrics[metrics["think_time_s"] > 0]
+    waiting = (thinking["mean_in_flight"] / thinking["concurrency"].astype("float64")).dropna()
+    if waiting.empty:
+        return ""
+    span = wording.percent_span(waiting.min(), waiting.max())
+    return f"Of the users who think, {span} waited for an answer at a time, on average."
 
 
 def _kept_in_flight(material: Material) -> str:
-    closed = _without_pauses(material)
+    closed = _without_pauses(material.metrics)
     kept = (closed["mean_in_flight"] / closed["concurrency"].astype("float64")).dropna()
     if kept.empty:
         measured = material.metrics["mean_in_flight"].notna().any()
         return "" if measured else "No window was measured."
-    low, high = wording.percent(kept.min()), wording.percent(kept.max())
-    span = low if low == high else f"{low} to {high}"
+    span = wording.percent_span(kept.min(), kept.max())
     return f"Over the windows, {span} of the asked number were in flight on average."
 
 
 def _load_not_held(material: Material) -> Markdown:
     """The stages in which clearly less was in flight than asked; nothing where there are none."""
-    closed = _without_pauses(material)
+    closed = _without_pauses(material.metrics)
     slack = closed[closed["mean_in_flight"] < _HELD * closed["concurrency"].astype("float64")]
     if slack.empty:
         return Markdown("")
@@ -170,13 +182,39 @@ def _kept_schedule(metrics: pd.DataFrame) -> str:
     return ""
 
 
+def _above_asked(metrics: pd.DataFrame) -> str:
+    """Why an open loop may have served more than was asked; nothing where none did."""
+    served, asked = metrics["request_rate"], metrics["request_rate_asked"]
+    if not ((metrics["kind"] == OPEN) & (served > _ABOVE * asked)).any():
+        return ""
+    return (
+        "Where more was served than the rate asked for, arrivals drawn at random came out above "
+        "it, or requests of the warm-up ended inside the window: each counts by the share of its "
+        "time that lies in it. The shorter the window, the more that is."
+    )
+
+
+def _fell_behind(metrics: pd.DataFrame) -> Markdown:
+    """The open-loop stages that served clearly less than was sent; nothing where all kept up."""
+    behind = metrics[[rate_behind(row) is not None for row in rows_of(metrics)]]
+    if behind.empty:
+        return Markdown("")
+    return Markdown(
+        "**The endpoint fell behind** for {}: fewer requests were served in the window than were "
+        "sent, so the longer such a load lasts, the longer answers take."
+    ).fill(_stages(behind))
+
+
 def _read_late(metrics: pd.DataFrame) -> str:
     """How late the client read answers, by its own measure, in the worst stage."""
     lag_s = float(metrics["loop_lag_s_p99"].max())
     if lag_s != lag_s:
         return ""
     late = wording.milliseconds(lag_s)
-    return f"The client read what had arrived within {late} ms, 99 % of the time in every stage."
+    return (
+        f"The client read what had arrived within {late} ms, 99 % of the time and for 99 % of what "
+        "arrived, in every stage."
+    )
 
 
 def _stages(metrics: pd.DataFrame) -> Markdown:
@@ -199,10 +237,16 @@ def stage_notes(row: Row) -> str:
     notes = []
     if row["client_limited"]:
         notes.append(f"the client was the bottleneck: {row['client_limited']}")
+    rates = rate_behind(row)
+    if rates is not None:
+        sent, served = map(wording.whole, rates)
+        notes.append(f"fell behind: served {served} of {sent} requests/s sent")
     if row["held_back"] > 0:
         notes.append(f"{row['held_back']:,} held back by max_in_flight")
     if row["n_resent"] > 0:
         notes.append(f"{row['n_resent']:,} sent again")
+    if _is_unstreamed(row["n_unstreamed"], row["n_ok"]):
+        notes.append(f"{row['n_unstreamed']:,} answers came all at once")
     if row["n_doubtful_counts"] > 0:
         notes.append(f"{row['n_doubtful_counts']:,} impossible token counts")
     return "; ".join(notes)
@@ -257,10 +301,38 @@ def _doubtful_counts(metrics: pd.DataFrame) -> Iterator[Markdown]:
         counts = metrics[names.isin(doubtful["experiment_name"])].groupby(names, sort=False)
         yield Markdown(
             "**The endpoint's own token counts cannot be right** for {}: they are of fewer output "
-            "tokens than there were chunks that bore some, or of more than were asked for. They "
+            "tokens than there were chunks that bore some or than were reasoning, of more than "
+            "were asked for, or of a prompt without tokens. They "
             "stand as they were told, for they are what is billed: prices and throughput per "
             "token, and TPOT, go by them."
         ).fill(joined(_doubtful_share(name, one) for name, one in counts))
+
+
+def _is_unstreamed(n_unstreamed: float, n_ok: float) -> bool:
+    """Whether so many answers came at one instant that figures between tokens are of the rest.
+
+    A client that stood still for a moment reads a short answer at once, too.
+    """
+    return bool(n_unstreamed > _FEW_UNSTREAMED * n_ok)
+
+
+def _unstreamed(metrics: pd.DataFrame) -> Iterator[Markdown]:
+    """The candidates whose answers came in one piece, and what is not known of these."""
+    names = metrics["experiment_name"]
+    sums = metrics.groupby(names, sort=False)[["n_unstreamed", "n_ok"]].sum()
+    held_back = [
+        Markdown("{} of {} of {}").fill(
+            f"{int(n):,}", wording.plural(int(n_ok), "answer"), code(name)
+        )
+        for name, n, n_ok in sums.itertuples()
+        if _is_unstreamed(n, n_ok)
+    ]
+    if held_back:
+        yield Markdown(
+            "**Answers came all at once:** {}. A server, or a proxy before it, held them back, so "
+            "nothing lies between their tokens: TPOT and ITL are of the others alone, and their "
+            "TTFT is the time to the whole answer."
+        ).fill(joined(held_back))
 
 
 def _doubtful_share(name: object, metrics: pd.DataFrame) -> Markdown:
@@ -315,8 +387,8 @@ def _prompts(material: Material) -> Iterator[Markdown]:
         dropped = [f"{n:,} by {name}" for name, n in facts["rows_dropped"].items() if n]
         salt = _salt(workload.salt, _cached_share(material.requests, workload.name))
         yield Markdown(
-            "Dataset {}: {} of {} to {} tokens (mean {}) from {} of {}{}; {} kept for warm-up "
-            "and drain. {}"
+            "Dataset {}: {} of {} to {} tokens (mean {}) from {} of {}{}; {} measured with, {} "
+            "kept for warm-up and drain. {}"
         ).fill(
             code(workload.name),
             wording.plural(facts["prompts"], "prompt"),
@@ -326,6 +398,7 @@ def _prompts(material: Material) -> Iterator[Markdown]:
             wording.plural(facts["rows_read"], "row"),
             joined(map(code, facts["datasets"])),
             f", dropped: {', '.join(dropped)}" if dropped else "",
+            facts["prompts"] - facts["prompts_reserved"],
             facts["prompts_reserved"],
             sentences(salt, *(f"{note}." for note in facts["notes"])),
         )

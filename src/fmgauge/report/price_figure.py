@@ -36,12 +36,14 @@ _KINDS = {
     "closest": "came closest, not within every budget",
     "meets": "within every budget",
     "misses": "not within every budget",
+    "ramp": "a ramp, no level to choose",
 }
 _STYLES: dict[str, dict[str, Any]] = {
     "winner": {"color": BLUE},
     "closest": {"facecolor": "white", "edgecolor": BLUE, "hatch": "////", "linewidth": 1.2},
     "meets": {"color": GREY},
     "misses": {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8},
+    "ramp": {"facecolor": "white", "edgecolor": GREY, "hatch": "....", "linewidth": 0.8},
 }
 _BESIDE: dict[str, Any] = {
     **LABEL,
@@ -125,10 +127,16 @@ def _bars(material: Material) -> list[_Bar]:
 def _best_stages(
     stages: Sequence[StageVerdict], closest: StageVerdict | None
 ) -> list[StageVerdict]:
-    """Each experiment's cheapest stage within every budget, else the one that came closest."""
+    """Each experiment's cheapest stage within every budget, else the one that came closest.
+
+    A ramp stands only for an experiment that has nothing else.
+    """
     names = dict.fromkeys(stage.experiment for stage in stages)
     return [
-        min((s for s in stages if s.experiment == name), key=lambda s: (s != closest, *_misses(s)))
+        min(
+            (s for s in stages if s.experiment == name),
+            key=lambda s: (s.is_ramp, s != closest, *_misses(s)),
+        )
         for name in names
     ]
 
@@ -148,6 +156,8 @@ def _kind(stage: StageVerdict, material: Material) -> str:
         return "winner"
     if stage == material.recommendation.closest:
         return "closest"
+    if stage.is_ramp:
+        return "ramp"
     return "meets" if stage.meets_budgets else "misses"
 
 
@@ -213,8 +223,10 @@ def _limit_shown(bars: Sequence[_Bar], panel: _Panel) -> float:
 def _panel_title(panel: _Panel, shown: bool) -> str:
     if panel.budget is None:
         return f"{panel.title}\n"
+    limit = wording.limit(panel.budget.limit)
+    limit = plain(f"${limit}") if panel.budget.unit == "usd" else f"{limit} s"
     where = "dashed" if shown else "beyond the scale"
-    return f"{panel.title}\nbudget {wording.limit(panel.budget.limit)} ({where})"
+    return f"{panel.title}\nbudget ≤ {limit} ({where})"
 
 
 def _draw_bar(axes: Axes, place: int, bar: _Bar, panel: _Panel) -> None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from fmgauge.config.model import Experiment, LlamacppEndpoint
 from fmgauge.config.simulated import Faults
-from fmgauge.decision import BudgetCheck, StageVerdict, column_of
+from fmgauge.decision import BudgetCheck, StageVerdict, column_of, rate_behind
 from fmgauge.metrics import PERCENTILES
 from fmgauge.records import Endpoint
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, escaped, shortened, table
-from fmgauge.report.load_levels import OPEN, is_closed_only, label_of, labels_of
+from fmgauge.report.load_levels import OPEN, is_concurrency_only, label_of, labels_of
 from fmgauge.report.material import NOT_RUN, Material, Row, cut_off, instance_of
 from fmgauge.report.method import stage_notes
 from fmgauge.statistics import samples_needed
@@ -81,7 +81,7 @@ def information_table(row: Row) -> Markdown:
     """The figures of one stage, as Information and Value."""
     rows = [
         ("load", label_of(row))
-        if name == "concurrency" and row["kind"] == OPEN
+        if name == "concurrency" and (row["kind"] == OPEN or row["think_time_s"])
         else (name, figure(row, name, words))
         for name, words in _INFORMATION.items()
     ]
@@ -91,7 +91,7 @@ def information_table(row: Row) -> Markdown:
 def failed_table(material: Material) -> Markdown:
     """Every stage that does not meet the budgets; within a budget is green, beyond is bold red."""
     names = _criteria(material)
-    as_seed = is_closed_only(material.metrics)  # a level is then a bare number
+    as_seed = is_concurrency_only(material.metrics)  # a level is then a bare number
     load = "concurrency" if as_seed else "load"
     columns = ("experiment_name", "payload_file", load, *names.values())
     missed = [stage for stage in material.decision.stages if not stage.meets_budgets]
@@ -196,7 +196,9 @@ def _verdict(row: Row, stage: StageVerdict) -> str:
     verdicts = {check.verdict for check in stage.checks}
     if "FAIL" in verdicts:
         return "missed"
-    return "undecided" if "UNDECIDED" in verdicts else "met"
+    if "UNDECIDED" in verdicts:
+        return "undecided"
+    return "met, but fell behind" if rate_behind(row) else "met"
 
 
 def failures_table(material: Material) -> Markdown | None:

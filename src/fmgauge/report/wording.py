@@ -85,6 +85,23 @@ def percent(share: float) -> str:
     return f"{Decimal(number):f} %"
 
 
+def percent_span(low: float, high: float) -> str:
+    """Two shares as a span of percentages, alike in decimals: 99.90 % to 99.98 %, 5 % to 12 %."""
+    texts = [percent(low), percent(high)]
+    if texts[0] == texts[1]:
+        return texts[0]
+    places = max(len(text.removesuffix(" %").partition(".")[2]) for text in texts)
+    return " to ".join(
+        text if text == "100 %" else f"{_below_all(share, places):.{places}f} %"
+        for share, text in zip((low, high), texts, strict=True)
+    )
+
+
+def _below_all(share: float, places: int) -> float:
+    """`share` in percent, not rounded up to all of it."""
+    return min(share * 100, 100 - 10.0**-places) if share < 1 else share * 100
+
+
 def plural(count: int, noun: str) -> str:
     """`count` and its noun: 1 stage, 12 stages, 1,234 requests."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -4,6 +4,7 @@ from fmgauge.transport.clock import Clock, RealClock
 from fmgauge.transport.event_loop import LoopMonitor, new_event_loop, run_event_loop
 from fmgauge.transport.http1 import Client, Exchange, Failure, FailureKind, Timeouts
 from fmgauge.transport.origin import Origin, origin_of
+from fmgauge.transport.turns import Turns
 
 __all__ = [
     "Client",
@@ -15,6 +16,7 @@ __all__ = [
     "Origin",
     "RealClock",
     "Timeouts",
+    "Turns",
     "new_event_loop",
     "origin_of",
     "run_event_loop",

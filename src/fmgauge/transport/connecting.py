@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
@@ -21,6 +21,7 @@ from fmgauge.transport.proxies import Proxy, proxy_for
 from fmgauge.transport.tls import client_context, handshake_problem
 
 _HEAD_START_S = 0.25  # RFC 8305, section 5
+_TURNS_TO_NOTICE = 16  # of the loop, from a socket's being connected to its protocol's being ready
 P = TypeVar("P", bound=asyncio.Protocol)
 
 
@@ -90,7 +91,7 @@ class Connector:
         record, where it fails.
         """
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with _Limit(self._connect_timeout_s):
                 return await self._connected(factory)
         except TimeoutError:
             raise TimeoutError(
@@ -151,11 +152,41 @@ class Connector:
                 sock=connected,
                 ssl=self._tls,
                 server_hostname=self._origin.host.rstrip("."),
-                ssl_handshake_timeout=self._connect_timeout_s,
+                ssl_handshake_timeout=2 * self._connect_timeout_s,  # never before the limit's end
             )
         except OSError as error:
             raise OSError(f"{self._where}: {handshake_problem(error)}") from error
         return protocol
+
+
+class _Limit:
+    """A time-out that does not expire before the loop has looked around once more.
+
+    A loop that stood still may run its timers before it sees that a socket is connected. To be
+    given no name where it is entered: an error's traceback would hold it, and it holds the task.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        """Let the time run."""
+        self._loop = asyncio.get_running_loop()
+        await self._timeout.__aenter__()
+        turn, turns = self._turn, _TURNS_TO_NOTICE
+        self._waits: asyncio.Handle = self._loop.call_later(self._limit_s, turn, turns)
+
+    async def __aexit__(self, *error: Any) -> None:
+        """Let it expire no more; TimeoutError where it has."""
+        self._waits.cancel()
+        await self._timeout.__aexit__(*error)
+
+    def _turn(self, left: int) -> None:
+        if left:
+            self._waits = self._loop.call_soon(self._turn, left - 1)
+        else:
+            self._timeout.reschedule(self._loop.time())
 
 
 async def _tunnelled(connected: socket.socket, proxy: Proxy, target: Origin) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from fmgauge.records import ClientUse
 from fmgauge.transport.alarm import new_alarm
 from fmgauge.transport.clock import Clock
+from fmgauge.transport.turns import Turns
 
 _ALARM_EVERY_S = 0.01  # on average
 _SEED = 1  # of the alarms' instants
@@ -66,16 +67,18 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 class LoopMonitor:
     """Measures the client itself: how late its event loop reads, how busy its process is.
 
-    To be made and used on the loop's own thread. Measures from `restart` to `stop`. Alarms at
-    random instants wait to be read beside the answers; each is late by what an answer's stamp would
-    have been at that instant. They are due whether the loop gets to them or not, so the percentile
-    is one of the time (arrivals at random see time averages), and a loop that stands still counts
+    To be made and used on the loop's own thread. Measures from `restart` to `stop`, in two ways, of
+    which the worse one counts. Alarms at random instants wait to be read beside the answers; each
+    is late by what an answer's stamp would have been at that instant. They are due whether the loop
+    gets to them or not, so their percentile is one of the time, and a loop that stands still counts
     for as long as it does. At regular instants they would keep missing, or meeting, the bursts of a
-    server that sends at regular instants.
+    server that sends at regular instants. Answers that all come at once take little of the time:
+    they show in the `turns` of the loop, whose percentile is one of the stamps.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, turns: Turns) -> None:
         self._now_s = clock.now_s
+        self._turns = turns
         self._random = random.Random(_SEED)
         self._alarm = new_alarm(asyncio.get_running_loop(), self._ring)
         self._lags_s: list[float] = []
@@ -84,6 +87,7 @@ class LoopMonitor:
     def restart(self) -> None:
         """Forget what was measured, and begin anew."""
         self._lags_s.clear()
+        self._turns.restart()
         self._began_s, self._cpu_began_s = self._now_s(), time.process_time()
         self._due_s = self._began_s + self._random.expovariate(1 / _ALARM_EVERY_S)
         self._alarm.set(self._due_s - self._began_s)
@@ -93,11 +97,11 @@ class LoopMonitor:
         now_s = self._now_s()
         self._note(now_s)  # a loop that is late now shows, too
         elapsed_s = max(now_s - self._began_s, 1e-9)
-        lags_s = sorted(self._lags_s) or [0.0]
+        lags_s, of_stamps = sorted(self._lags_s) or [0.0], self._turns.lag()
         return ClientUse(
             cpu_share=(time.process_time() - self._cpu_began_s) / elapsed_s,
-            loop_lag_p99_s=lags_s[max(-(-99 * len(lags_s) // 100) - 1, 0)],
-            loop_lag_max_s=lags_s[-1],
+            loop_lag_p99_s=max(lags_s[-(-99 * len(lags_s) // 100) - 1], of_stamps.p99_s),
+            loop_lag_max_s=max(lags_s[-1], of_stamps.max_s),
         )
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import sys
 import termios
@@ -24,9 +25,11 @@ import httptools
 from fmgauge.transport.clock import Clock
 from fmgauge.transport.connecting import Connector
 from fmgauge.transport.origin import Origin
+from fmgauge.transport.turns import Turns
 
 MAX_RESPONSE_BYTES = 64 * 2**20
 _LOST_AT_ONCE_S = 1.0
+_CLOSES_TO_TELL = 3  # one alone may be a request that the server dropped
 # How long a request and a close may have been on the wire past each other: a few round trips, of
 # which making the connection took one at least, and what a busy client may be late to notice.
 _CROSSING_S = 0.01
@@ -118,10 +121,12 @@ class Client:
 
     Connections are kept and reused. One that the server closed between two requests is replaced
     without a word: also where its close crossed a request on the wire, which is then sent again,
-    once, on a new connection and with a new `sent_at_s`. From then on an origin that closes right
-    after an answer, and never gave two on one connection, gets a new one for every request, one of
-    which is always made ahead. A close that comes later than two messages can cross, or after the
-    whole request was acknowledged, is the server's answer to the request: that request failed.
+    once, on a new connection and with a new `sent_at_s`. An origin that closed several right after
+    an answer, and never gave two on one connection, gets a new one for every request from then on,
+    one of which is always made ahead. A close that comes later than two messages can cross, or
+    after the whole request was acknowledged, is the server's answer to the request: that request
+    failed. Only where no connection has brought a second answer yet, and the close comes right
+    after the first, does it pass for a crossing: a server may get what it never reads.
     """
 
     def __init__(
@@ -136,16 +141,18 @@ class Client:
         self.now_s = clock.now_s
         self.reuse_connections = True
         self.has_reused = False  # a kept connection has brought a second answer
+        self._closes_at_once = 0  # of kept connections, before any had brought a second answer
         self.max_response_bytes = max_response_bytes
         self._timeouts = timeouts = timeouts or Timeouts()
         self.connector = Connector(origin, connect_timeout_s=timeouts.connect_s)
         self.forwards = self.connector.forwards
         self._loop = asyncio.get_running_loop()
+        self.turns = Turns(self._loop, clock.now_s)
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self._in_flight: dict[Exchange, _Connection | asyncio.Task[None]] = {}
         self._spare: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         parts_s = (timeouts.total_s, timeouts.first_byte_s, timeouts.between_bytes_s)
         self._shortest_s = min(part_s for part_s in parts_s if part_s is not None)
 
@@ -209,7 +216,8 @@ class Client:
     def resend(self, exchange: Exchange, *, closed_after_s: float) -> None:
         """Send again what crossed the server's close of a kept connection."""
         if closed_after_s < _LOST_AT_ONCE_S and not self.has_reused:
-            self.reuse_connections = False
+            self._closes_at_once += 1
+            self.reuse_connections = self._closes_at_once < _CLOSES_TO_TELL
         exchange.resent = True
         self._send_anew(exchange)
 
@@ -305,27 +313,43 @@ class Client:
     # --- time-outs --------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Fail what has waited too long; one timer serves all that is in flight.
+        """Look for what has waited too long; one timer serves all that is in flight.
 
-        It looks again when the first of them can be late, at the latest after the shortest limit,
-        for a request that is sent in the meantime cannot be late before that.
+        What lies in the sockets is no silence of the server: a loop that stood still for a while
+        may run its timers before it reads. So it reads first, and what is late then has failed.
         """
         now_s = self.now_s()
-        next_s = now_s + self._shortest_s
-        late = []
-        for exchange in self._in_flight:
-            deadline_s, message = self._deadline(exchange)
-            if deadline_s <= now_s:
-                late.append((exchange, message))
-            else:
-                next_s = min(next_s, deadline_s)
-        for exchange, message in late:
+        next_s = self._next_deadline_s()
+        if next_s <= now_s:
+            self._timer = self._loop.call_soon(self._read_first, now_s)
+        else:
+            self._watch_again(next_s - now_s)
+
+    def _read_first(self, late_at_s: float) -> None:
+        """Let a whole turn pass: this one may have come before its reads."""
+        self._timer = self._loop.call_soon(self._fail_late, late_at_s)
+
+    def _fail_late(self, late_at_s: float) -> None:
+        """Fail what was late at an instant, and is so by what was read since."""
+        for exchange in self.in_flight:
             if exchange in self._in_flight:  # the end of one may end others
-                self.fail(exchange, "timeout", message)
+                deadline_s, message = self._deadline(exchange)
+                if deadline_s <= late_at_s:
+                    self.fail(exchange, "timeout", message)
+        self._watch_again(self._next_deadline_s() - late_at_s)
+
+    def _watch_again(self, delay_s: float) -> None:
+        """Look again when the first can be late, at the latest after the shortest limit.
+
+        A request that is sent in the meantime cannot be late before that.
+        """
         self._timer = None
         if self._in_flight:
-            delay_s = max(next_s - now_s, _SHORTEST_WATCH_S)
+            delay_s = max(min(delay_s, self._shortest_s), _SHORTEST_WATCH_S)
             self._timer = self._loop.call_later(delay_s, self._watch)
+
+    def _next_deadline_s(self) -> float:
+        return min((self._deadline(one)[0] for one in self._in_flight), default=math.inf)
 
     def _deadline(self, exchange: Exchange) -> tuple[float, str]:
         """When an exchange has waited too long, if nothing comes until then, and for what."""
@@ -348,6 +372,7 @@ class _Connection(asyncio.Protocol):
         self.made_in_s = 0.0
         self._client = client
         self._now_s = client.now_s
+        self._stamps = client.turns.stamps
         self._transport: asyncio.Transport | None = None
         self._socket: int | None = None  # to write to at once; None under TLS
         self._exchange: Exchange | None = None
@@ -425,6 +450,10 @@ class _Connection(asyncio.Protocol):
         if exchange.first_byte_at_s is None:
             exchange.first_byte_at_s = stamp_s
         exchange.last_byte_at_s = stamp_s
+        stamps = self._stamps
+        if not stamps:
+            self._client.turns.begin()
+        stamps.append(stamp_s)
         problem = None
         self._received += len(data)
         if self._received > self._client.max_response_bytes:
@@ -483,6 +512,8 @@ class _Connection(asyncio.Protocol):
             return
         self._interim = False
         self._head_complete = True
+        if exchange.reused:
+            self._client.has_reused = True
         headers = self._headers
         if status != 200 or tuple(headers) != self._plain_headers:
             self._look_at_headers(exchange)
@@ -548,8 +579,6 @@ class _Connection(asyncio.Protocol):
         self._exchange = None
         self._free_since_s = stamp_s
         keep = clean and self._keep_alive and self._client.reuse_connections
-        if exchange.reused:
-            self._client.has_reused = True
         if self._client.origin.tls:
             self._client.connector.remember(self._transport)
         exchange.failure = self._cut_compression()
@@ -577,13 +606,15 @@ class _Connection(asyncio.Protocol):
     def _crossed_a_close(self, exchange: Exchange, stamp_s: float) -> bool:
         """Whether the server may have closed before the request reached it.
 
-        Where connections are known to be kept, one that was closed after its host had acknowledged
-        the whole request was not: that request was read, and failed.
+        One that was closed after its host had acknowledged the whole request was not: that request
+        was read, and failed. Yet a server that closes after every answer may do so while a request
+        lies unread at its host; it does so right after the answer, and never gives two.
         """
-        if self._was_taken and self._client.has_reused:
-            return False
         assert exchange.sent_at_s is not None
+        longest_s = _CROSSING_S + _CROSSING_ROUND_TRIPS * self.made_in_s
+        after_answer = stamp_s - self._free_since_s < longest_s
+        if self._was_taken and (self._client.has_reused or not after_answer):
+            return False
         unanswered = exchange.first_byte_at_s is None and not self._interim
         may_resend = exchange.reused and not exchange.resent
-        longest_s = _CROSSING_S + _CROSSING_ROUND_TRIPS * self.made_in_s
         return unanswered and may_resend and stamp_s - exchange.sent_at_s < longest_s

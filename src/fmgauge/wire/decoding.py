@@ -6,6 +6,7 @@ chunks bear generated material, and what else they say.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable
@@ -22,6 +23,12 @@ NOTHING, REASONING, CONTENT = 0, 1, 2  # what a chunk bears, the most of it
 _KEPT_OF_BODY = 2000  # bytes, for error messages
 _MOST_TOKENS = 2**31 - 1
 _DONE = b"data: [DONE]\n\n"
+_CUT_OFF = ("truncated", "timeout", "cancelled")  # where the rest of an answer never came
+_FAILED = {  # reasons of an end that is no answer's; servers' own words, so all others are ends
+    *("abort", "aborted", "cancelled", "canceled", "error", "failed"),
+    *("insufficient_system_resource", "internal_error", "internal_server_error", "network_error"),
+    *("overloaded", "server_error", "service_unavailable", "timeout"),
+}
 
 
 class Cut(NamedTuple):
@@ -108,7 +115,8 @@ class Decoder(ABC):
         """How the request ended, and why where it failed; to be asked once, after the last byte.
 
         An HTTP error wins over all else, then an error that the server sent inside its answer, then
-        a connection cut short, unless the stream had already said that it was done.
+        a connection cut short, unless the stream had already said that it was done: whatever held
+        back the end of the body then, no token was missing.
         """
         if self._sse is not None or self._json is not None:
             self._end(whole=cut is None)
@@ -117,7 +125,7 @@ class Decoder(ABC):
             return ("throttled" if throttled else "http_error"), self._http_error(http_status)
         if self.error is not None:
             return "stream_error", self.error[:MAX_ERROR_CHARS]
-        if cut is not None and not (cut.status == "truncated" and self._said_all()):
+        if cut is not None and not (cut.status in _CUT_OFF and self._said_all()):
             return cut.status, cut.message[:MAX_ERROR_CHARS]
         if self.finish_reason is None:
             return "truncated", self._cut_error()
@@ -230,8 +238,8 @@ class Decoder(ABC):
         if not data:
             return  # a heartbeat
         try:
-            value = orjson.loads(data)
-        except orjson.JSONDecodeError:
+            value = _loaded(data)
+        except (RecursionError, ValueError):
             self.fail(f"malformed JSON: {_shown(data)}")
         else:
             self.on_value(stamp_s, value, take)
@@ -260,16 +268,34 @@ class Decoder(ABC):
 
     # --- for the formats --------------------------------------------------------------------------
 
-    def take_counts(self, prompt_tokens: Any, output_tokens: Any) -> None:
-        """Take in the counts of a usage, each where it was told."""
+    def end_for(self, reason: Any) -> None:
+        """Take in why the answer ended; some reasons are failures. TypeError of what is no text."""
+        if not isinstance(reason, str):
+            raise TypeError("a reason that is no text")
+        self.finish_reason = reason
+        if reason.lower() in _FAILED:
+            self.fail(f'the finish_reason is "{reason}"')
+
+    def take_counts(
+        self, prompt_tokens: Any, output_tokens: Any, of_output: Any, total_tokens: Any
+    ) -> None:
+        """Take in the counts of a usage, each where it was told.
+
+        Reasoning, told in `of_output`, is within the output, but for servers (xAI's) that count it
+        beside: there the total is the sum of all three.
+        """
         prompt, output = count(prompt_tokens), count(output_tokens)
+        if of_output and prompt is not None and output is not None:
+            beside = count(of_output.get("reasoning_tokens"))
+            if beside and total_tokens == prompt + output + beside:
+                output += beside
         if prompt is not None:
             self.prompt_tokens = prompt
         if output is not None:
             self.output_tokens = self._told_tokens = output
 
     def take_details(self, of_prompt: Any, of_output: Any) -> None:
-        """Take in the parts of the counts: they are contained in them, not beside them."""
+        """Take in the parts of the counts."""
         cached = count(of_prompt.get("cached_tokens")) if of_prompt else None
         reasoning = count(of_output.get("reasoning_tokens")) if of_output else None
         if cached is not None:
@@ -285,6 +311,21 @@ class Decoder(ABC):
 def count(value: Any) -> int | None:
     """A count as the server gave it; None for what can be none."""
     return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+
+
+def _loaded(data: bytes) -> Any:
+    """The value of JSON; half of a surrogate pair, which is no Unicode, becomes a `?`.
+
+    Servers that cut a text within a character send such halves. ValueError or RecursionError of
+    what is no JSON.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        if b"\\u" not in data:
+            raise
+    written = json.dumps(json.loads(data.decode()), ensure_ascii=False)
+    return orjson.loads(written.encode(errors="replace"))
 
 
 def is_error(value: Any) -> bool:

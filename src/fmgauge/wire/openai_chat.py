@@ -1,7 +1,7 @@
 """OpenAI chat completions: the request's body, the answer's meaning. Pure: no sockets, no clocks.
 
-A chunk bears tokens where it holds generated material of any kind: content, reasoning, a tool
-call's name or arguments, a refusal; a chunk that only names the role, or is empty, does not.
+A chunk bears tokens where it holds generated material of any kind: content, reasoning, a refusal,
+sound, the name or the arguments of a call; one that only names the role, or is empty, does not.
 """
 
 from __future__ import annotations
@@ -87,15 +87,13 @@ class ChatDecoder(ChoicesDecoder):
     def take_answer(self, answer: Any) -> int:
         """Take in the only value of a body: one chunk, or an answer that did not stream."""
         bears = self.take_chunk(answer)
-        for choice in answer.get("choices") or ():
-            if choice.get("message"):
-                self._take_part(choice["message"])
-        return bears
+        is_whole = any(choice.get("message") for choice in answer.get("choices") or ())
+        return NOTHING if is_whole else bears
 
     def take_choice(self, choice: Json) -> int:
-        """Take in what one choice of a chunk adds."""
-        delta = choice.get("delta")
-        return self._take_part(delta) if delta else NOTHING
+        """Take in what one choice of a chunk adds; a whole message only where no delta told it."""
+        part = choice.get("delta") or (not self._texts and choice.get("message"))
+        return self._take_part(part) if part else NOTHING
 
     def _take_part(self, part: Json) -> int:
         """Take in a delta or a message. Empty texts are nothing, and so is the role."""
@@ -104,20 +102,29 @@ class ChatDecoder(ChoicesDecoder):
         if reasoning:
             bears = REASONING
             self._texts.append(reasoning)
-        for text in (part.get("content"), part.get("refusal")):
+        texts = [part.get("content"), part.get("refusal")]
+        if part.get("audio"):
+            bears = max(bears, self._take_audio(part["audio"]))
+        if part.get("function_call"):  # what calls were before there were several, and still legal
+            texts += _texts_of_call({"function": part["function_call"]})
+        for call in part.get("tool_calls") or ():
+            texts += _texts_of_call(call)
+        for text in texts:
             if text:
                 bears = CONTENT
                 self._texts.append(text)
-        if part.get("tool_calls"):
-            bears = max(bears, self._take_calls(part["tool_calls"]))
         return bears
 
-    def _take_calls(self, calls: list[Json]) -> int:
-        bears = NOTHING
-        for call in calls:
-            function = call.get("function") or {}
-            for text in (function.get("name"), function.get("arguments")):
-                if text:
-                    bears = CONTENT
-                    self._texts.append(text)
-        return bears
+    def _take_audio(self, audio: Json) -> int:
+        """Take in a piece of sound, its transcript, or both. Sound is a token without a text."""
+        if not (audio.get("transcript") or audio.get("data")):
+            return NOTHING
+        self._texts.append(audio.get("transcript") or "")
+        return CONTENT
+
+
+def _texts_of_call(call: Json) -> list[Any]:
+    """What was generated of one call: a function's name and arguments, a custom tool's input."""
+    function, custom = call.get("function") or {}, call.get("custom") or {}
+    names = (function.get("name"), custom.get("name"))
+    return [*names, function.get("arguments"), custom.get("input")]

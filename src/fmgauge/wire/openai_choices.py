@@ -84,23 +84,17 @@ class ChoicesDecoder(Decoder):
                 self.fail("the answer holds several choices")
             if choice.get("finish_reason"):
                 is_last = True
-                self._take_reason(choice["finish_reason"])
+                self.end_for(choice["finish_reason"])
             bears = self.take_choice(choice) or bears
         if (is_last or not bears) and chunk.get("timings"):
             self._take_timings(chunk["timings"])
         return bears
 
-    def _take_reason(self, reason: Any) -> None:
-        if not isinstance(reason, str):
-            raise TypeError("a finish_reason that is no text")
-        self.finish_reason = reason
-        if reason in ("error", "abort"):  # the second is vLLM's and SGLang's word
-            self.fail(f'the finish_reason is "{reason}"')
-
     def _take_usage(self, usage: Json) -> None:
-        self.take_counts(usage.get("prompt_tokens"), usage.get("completion_tokens"))
         of_prompt = usage.get("prompt_tokens_details")
         of_output = usage.get("completion_tokens_details")
+        prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        self.take_counts(prompt, output, of_output, usage.get("total_tokens"))
         if of_prompt or of_output:
             self.take_details(of_prompt, of_output)
 
