@@ -1055,6 +1055,17 @@ def test_how_late_the_client_read_is_told_of_the_worst_stage(tmp_path: Path) -> 
     )
 
 
+def test_budgets_stand_with_operator_and_unit(tmp_path: Path) -> None:
+    """On the first screen, each limit once."""
+    config = config_of()
+    config["budgets"] = {"latency_s": {"mean": 0.75, "p95": 2}, "usd_per_10k_txn": 5}
+
+    report = built(build_run(tmp_path, config))
+
+    limits = "latency mean ≤ 0.75 s, latency p95 ≤ 2 s, cost per 10k transactions ≤ $5"
+    assert f"**Budgets:** {limits} and error rate ≤ 0 %." in report.markdown.replace("\\$", "$")
+
+
 def test_answers_that_came_all_at_once_are_told(tmp_path: Path) -> None:
     """Where a server held them back; one or two that a busy client read at once are not."""
     run = build_run(tmp_path, loaded_with(CLOSED_LOAD))

@@ -223,7 +223,7 @@ def _limit(budget: Budget) -> Markdown:
     limit = wording.limit(budget.limit)
     if budget.unit == "s":
         mean = " mean" if budget.metric.endswith("_mean") else ""
-        return Markdown("{}{} ≤ {} s").fill(_spoken(budget.label), mean, limit)
+        return Markdown("{} ≤ {} s").fill(f"{_spoken(budget.label)}{mean}", limit)
     shown = Markdown(f"${limit}") if budget.unit == "usd" else wording.percent(budget.limit)
     return Markdown("{} ≤ {}").fill(budget.label, shown)
 
