@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return file if file.endswith("test_end_to_end.py") else nodeid
 
     return OneRunOneWorker(config, log)
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and have the children hear it, also where the suite runs in the background.
+
+    A shell has what it starts there ignore SIGINT, and whatever that starts inherits it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fmgauge.config import PlannedStage
-from fmgauge.load.link import Shard, StageTask, Summary
+from fmgauge.load.link import Shard, StageTask, Status, Summary
 from fmgauge.load.worker import run_shard
 from fmgauge.records import Endpoint, Payload, RequestRecord, Row, record_of
 from fmgauge.transport import Clock, RealClock, run_event_loop
@@ -44,15 +45,18 @@ class ClockOfLateTimers:
 class LocalLink:
     """The link of parts of a stage that all run on one loop of this process."""
 
+    planned: PlannedStage
     n_parts: int = 1
     clock: Clock = field(default_factory=RealClock)
     rows: list[Row] = field(default_factory=list)
-    statuses: list[tuple[str, int]] = field(default_factory=list)
+    statuses: list[Status] = field(default_factory=list)
     origin_s: float = 0.0
     n_ready: int = 0
     n_ended: int = 0
 
     def __post_init__(self) -> None:
+        load = self.planned.load
+        self.window_ends_s = load.warmup_s + (load.duration_s or math.inf)
         self.all_ready, self.all_ended = asyncio.Event(), asyncio.Event()
 
     async def ready(self) -> float:
@@ -64,13 +68,17 @@ class LocalLink:
         await self.all_ready.wait()
         return self.origin_s
 
+    async def window_begins(self) -> float:
+        """Measure just as asked for, steady or not."""
+        return self.planned.load.warmup_s
+
     def emit(self, rows: list[Row]) -> None:
         """Keep rows."""
         self.rows += rows
 
-    def status(self, phase: str, in_flight: int) -> None:
+    def status(self, status: Status) -> None:
         """Keep what was told."""
-        self.statuses.append((phase, in_flight))
+        self.statuses.append(status)
 
     async def counted_ended(self) -> None:
         """Wait for the others."""
@@ -120,7 +128,7 @@ def run_stage(
 
 
 async def _run(task: StageTask, parts: int, clock: Clock) -> Outcome:
-    link = LocalLink(parts, clock)
+    link = LocalLink(task.planned, parts, clock)
     shards = [run_shard(task, Shard(n, parts), link, clock) for n in range(parts)]
     summaries = await asyncio.gather(*shards)
     key = task.planned.key

@@ -18,7 +18,6 @@ LAYERS = (  # a module may import those below it, and its own package
     "report",
     "decision",
     "metrics",
-    "statistics",
     "deploy",
     "emulator",
     "load",
@@ -28,6 +27,7 @@ LAYERS = (  # a module may import those below it, and its own package
     "pricing",
     "runs",
     "config",
+    "statistics",
     "records",
     "errors",
 )

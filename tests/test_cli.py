@@ -228,6 +228,55 @@ def test_clean_up_without_runs_finds_nothing(fmgauge):
     assert "0 resource(s) left running" in done.stdout
 
 
+def test_clean_up_of_a_mistyped_run_tells_the_nearest(project, fmgauge):
+    """Exit code 2, the id that was probably meant, and nothing is made."""
+    from fmgauge.runs import open_run
+
+    open_run(project / "good.yml", "mine-20260101T000000Z")
+
+    done = fmgauge("clean-up", "mien-20260101T000000Z")
+
+    assert done.returncode == 2
+    assert "Did you mean mine-20260101T000000Z?" in done.stderr
+    assert [path.name for path in (project / "results").iterdir()] == ["mine-20260101T000000Z"]
+
+
+@pytest.mark.parametrize("lock", [".pipeline.lock", ".load.lock"])
+def test_clean_up_of_all_leaves_alone_what_a_living_process_works_on(project, fmgauge, lock):
+    """The run and the process are named; the others are cleaned, and so is this one by force."""
+    from fmgauge.records import held
+    from fmgauge.runs import open_run
+
+    for name in ("mine", "other"):
+        open_run(project / "good.yml", name)
+    with held(project / "results" / "mine" / lock, "works on it"):
+        every, forced = fmgauge("clean-up"), fmgauge("clean-up", "--force")
+
+    assert (every.returncode, forced.returncode) == (0, 0)
+    line, closing = every.stdout.splitlines()
+    assert line.startswith(f"mine: left alone: process {os.getpid()} works on mine, so nothing")
+    place = f"2 run(s) looked at in {project / 'results'}"
+    assert closing == (
+        f"{place}, 1 of them in use and left alone; 0 resource(s) of the others left running."
+    )
+    assert forced.stdout == f"{place}; 0 resource(s) left running.\n"
+
+
+def test_clean_up_of_a_run_that_a_living_process_works_on_is_refused(project, fmgauge):
+    """Exit code 1 with the process's id and the way out; a dead one's id refuses nobody."""
+    from fmgauge.records import held
+    from fmgauge.runs import open_run
+
+    folder = open_run(project / "good.yml", "mine").folder
+    with held(folder / ".pipeline.lock", "works on it"):
+        refused, forced = fmgauge("clean-up", "mine"), fmgauge("clean-up", "mine", "--force")
+    afterwards = fmgauge("clean-up", "mine")
+
+    assert [done.returncode for done in (refused, forced, afterwards)] == [1, 0, 0]
+    assert refused.stderr.startswith(f"fmgauge: process {os.getpid()} works on mine, so nothing")
+    assert "`fmgauge clean-up mine --force`" in refused.stderr
+
+
 def test_check_writes_nothing(project, fmgauge):
     """`check` leaves the folder as it was."""
     before = sorted(project.rglob("*"))

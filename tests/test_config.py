@@ -302,7 +302,7 @@ RESTS = {
         "duration_s: 9",
         "duration_s: 0",
         "config.yml:15: experiments.0.load.0.duration_s: must be more than 0, not 0. "
-        "Change it (Length of the measured window; 60 where requests is not given)",
+        "Change it (Least length of the measured window; 60 where requests is not given)",
     ),
     "a share above 1": (
         "error_rate: 0.5",
@@ -511,6 +511,45 @@ def test_an_http_address_is_taken(address):
     config = load(changed("http://127.0.0.1:8000/v1", address))
 
     assert config.experiment("one").endpoint.base_url == address
+
+
+@pytest.mark.parametrize(
+    ("address", "taken"),
+    [
+        ("http://bücher.example/v1", "http://xn--bcher-kva.example/v1"),
+        ("https://BÜCHER.example:8443/v1/", "https://xn--bcher-kva.example:8443/v1/"),
+        ("http://例え.jp", "http://xn--r8jz45g.jp"),
+        ("http://[::1]:80/größe%20/v1", "http://[::1]:80/gr%C3%B6%C3%9Fe%20/v1"),
+        ("http://xn--bcher-kva.example/v1", "http://xn--bcher-kva.example/v1"),
+        ("http://My_Host./v1", "http://My_Host./v1"),
+    ],
+)
+def test_an_address_is_taken_in_ascii(address, taken):
+    """An internationalized host becomes what DNS knows it as; what is ASCII stays as it is."""
+    config = load(changed("http://127.0.0.1:8000/v1", address))
+
+    assert config.experiment("one").endpoint.base_url == taken
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("bücher..example", "is not a host name"),
+        (f"{'ü' * 58}", "is not a host name"),
+        ("a..b", "is not a host name"),
+        ("xn--ü.example", "is not a host name"),
+        ("faß.example", "may stand for several host names"),  # fass.example, or a name of its own
+        ("例え。jp", "may stand for several host names"),
+    ],
+)
+def test_a_host_that_has_no_one_name_in_dns_is_refused(host, told):
+    """A name that IDNA refuses, or would change into another, says how to write it."""
+    problem = refusal(changed("http://127.0.0.1:8000/v1", f"http://{host}/v1"))
+
+    assert problem == (
+        f'config.yml:11: experiments.0.endpoint.base_url: "{host}" {told}. Write it as DNS has it, '
+        "like example.com, or xn--bcher-kva.example for bücher.example"
+    )
 
 
 def test_a_key_in_place_of_its_variable_is_refused_and_not_shown():

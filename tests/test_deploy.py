@@ -9,6 +9,8 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from conftest import until
 from fmgauge.config import planned_stages
 from fmgauge.deploy import (
     CleanUpReport,
+    RunInUse,
     announcements,
     bring_up,
     clean_up,
@@ -35,9 +38,16 @@ from fmgauge.deploy.ledger import LedgerEvent, append, outstanding, read_ledger,
 from fmgauge.deploy.processes import ProcessId
 from fmgauge.emulator import llamacpp_server, simulated_server
 from fmgauge.emulator.lease import expired, read_lease, renew
-from fmgauge.errors import ConfigError
+from fmgauge.errors import ConfigError, StepError
 from fmgauge.load import ask_once, run_stages
-from fmgauge.records import Endpoint, read_endpoints, read_stage, write_payloads
+from fmgauge.records import (
+    Endpoint,
+    held,
+    read_endpoints,
+    read_stage,
+    write_endpoints,
+    write_payloads,
+)
 from fmgauge.runs import Run, now_utc, open_run
 from scripted_server import (
     DONE,
@@ -233,7 +243,7 @@ def test_failed_start_is_told_with_its_log_while_the_other_comes_up(
     run = opened(broken={"kind": "llamacpp", "gguf": "broken.gguf"}, one=SMALL)
     broken, one = bring_up(run)
     assert (broken.state, broken.base_url, broken.first_answer_s) == ("failed", None, None)
-    assert "ended before it listened; broken.log ends with: " in (broken.error or "")
+    assert "ended before it listened; llamacpp-broken-1.log ends with: " in (broken.error or "")
     assert f"cannot serve {tmp_path / 'broken.gguf'}" in (broken.error or "")
     assert one.state == "ready"
     assert answers(one)
@@ -243,7 +253,7 @@ def test_failed_start_is_told_with_its_log_while_the_other_comes_up(
 def test_reason_of_a_second_failure_does_not_quote_the_first(
     opened: Callable[..., Run], tmp_path: Path
 ) -> None:
-    """Each failure quotes its own server's lines, though a log is shared by an experiment."""
+    """Each failure quotes its own server's lines."""
     run = opened(broken={"kind": "llamacpp", "gguf": "model.gguf"})
     (first,) = bring_up(run)
     (tmp_path / "model.gguf").write_bytes(b"no model")
@@ -265,6 +275,128 @@ def test_dead_server_is_replaced(opened: Callable[..., Run], tmp_path: Path) -> 
         ("planned", "llamacpp-one-2"),
         ("created", "llamacpp-one-2"),
     ]
+
+
+BUSY = "busy: it did not answer within 10 s, and is kept"
+
+
+def test_a_living_server_that_is_too_busy_to_answer_is_kept(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """It is not replaced; that it is busy is said, and forgotten once it answers again."""
+    run = opened(one=SIMULATED)
+    (first,) = bring_up(run)
+    (pid,) = servers_of(tmp_path)
+    os.kill(pid, signal.SIGSTOP)
+
+    (busy,) = bring_up(run)
+    os.kill(pid, signal.SIGCONT)
+    (again,) = bring_up(run)
+
+    assert busy == replace(first, error=BUSY)
+    assert list(announcements([busy])) == [f"one: its server is {BUSY}"]
+    assert again == first
+    assert servers_of(tmp_path) == [pid]
+
+
+def test_a_living_server_that_answers_wrongly_has_failed_and_lives(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The reason and what to do are told; what ends it is for its user to decide."""
+
+    async def refuse(_: Request, peer: Peer) -> None:
+        await peer.send(response("500 Error", b"oops"))
+
+    run = opened(one=SIMULATED)
+    (first,) = bring_up(run)
+    servers = servers_of(tmp_path)
+    with ScriptedServer(refuse) as wrong:
+        write_endpoints(run.endpoints_path, [replace(first, base_url=wrong.base_url)])
+        (failed,) = bring_up(run)
+
+    assert (failed.state, failed.resource) == ("failed", first.resource)
+    assert "HTTP 500: oops. It lives, so it is kept; to have a new one" in (failed.error or "")
+    assert servers_of(tmp_path) == servers
+
+
+def test_a_living_server_without_an_entry_is_found(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Whoever started it was killed before the entry was written: the ledger knows it."""
+    run = opened(one=SIMULATED)
+    (first,) = bring_up(run)
+    run.endpoints_path.unlink()
+    servers = servers_of(tmp_path)
+
+    (found,) = bring_up(run)
+
+    assert found == replace(first, created_at=None, first_answer_s=None)
+    assert servers_of(tmp_path) == servers
+
+
+LOADER = """
+import sys
+from pathlib import Path
+from fmgauge.records import held
+with held(Path(sys.argv[1]), "loads it"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(path: Path) -> Iterator[int]:
+    """The id of another process that holds the lock at `path`."""
+    loader = [sys.executable, "-c", LOADER, str(path)]
+    with subprocess.Popen(loader, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process.pid
+        process.kill()
+
+
+def test_endpoints_that_another_process_loads_are_not_touched(opened: Callable[..., Run]) -> None:
+    """Its id is told; neither server nor lease nor ledger comes to be."""
+    run = opened(one=SIMULATED)
+
+    with held_elsewhere(run.load_lock_path) as pid, pytest.raises(StepError) as refused:
+        bring_up(run, patience_s=0)
+
+    told = f"process {pid} brings up or loads the endpoints of run. Wait until it has ended"
+    assert str(refused.value).startswith(told)
+    files = {path.name for path in run.folder.iterdir()}
+    assert files == {"config.yaml", "manifest.json", ".load.lock"}
+
+
+@pytest.mark.parametrize("lock", ["pipeline_lock_path", "load_lock_path"])
+def test_clean_up_leaves_a_run_that_another_process_works_on(
+    opened: Callable[..., Run], tmp_path: Path, lock: str
+) -> None:
+    """Its id and the way out are told, and the server lives; with force it is ended."""
+    run = opened(one=SIMULATED)
+    bring_up(run)
+
+    with held_elsewhere(getattr(run, lock)) as pid:
+        with pytest.raises(RunInUse, match=f"process {pid} works on run.*clean-up run --force"):
+            clean_up(run)
+        servers = servers_of(tmp_path)
+        forced = clean_up(run, force=True)
+
+    assert len(servers) == 1
+    assert forced.ended == ("simulated-one-1",)
+
+
+def test_clean_up_of_the_pipeline_itself_and_of_its_notebook_is_not_refused(
+    opened: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own locks, and those of the pipeline that runs it, are in nobody's way."""
+    run = opened(one=SIMULATED)
+    bring_up(run)
+    with held(run.pipeline_lock_path, "works on it"):
+        assert clean_up(run).ended == ("simulated-one-1",)
+    with held_elsewhere(run.pipeline_lock_path) as pid:
+        monkeypatch.setenv("FMGAUGE_RUN_BY_PIPELINE", str(pid))
+        assert clean_up(run).ended == ()
 
 
 @each_kind
@@ -589,7 +721,10 @@ def test_server_is_gone_soon_after_its_pipeline_was_killed(
         assert len(servers_of(tmp_path)) == 1
         pipeline.kill()
     until(lambda: servers_of(tmp_path) == [], deadline_s=20)
-    assert "ended: the lease has expired" in (run.logs_folder / "one.log").read_text()
+    assert (
+        "ended: the lease has expired"
+        in (run.logs_folder / f"{wanted['kind']}-one-1.log").read_text()
+    )
 
 
 # --- while they are used -------------------------------------------------------------------------
@@ -616,6 +751,56 @@ def test_release_ends_the_server_at_once(opened: Callable[..., Run], tmp_path: P
         up.release("one")
         assert servers_of(tmp_path) == []
     assert ledger_events(run)[-1] == ("deleted", "llamacpp-one-1")
+
+
+def test_the_end_of_a_server_is_told_with_the_last_lines_of_its_log(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """While it lives there is nothing to tell; what it printed itself is told, nothing older."""
+    run = opened(one=SIMULATED)
+    with serving(run) as up:
+        (pid,) = servers_of(tmp_path)
+        alive = up.ended("one")
+        kill_the_server(tmp_path)
+        killed = up.ended("one")
+    with serving(run) as up:
+        (second,) = servers_of(tmp_path)
+        os.kill(second, signal.SIGTERM)
+        until(lambda: up.ended("one"))
+        terminated = up.ended("one")
+
+    assert alive is None
+    log = "simulated-one-1.log ends with: nothing"
+    assert killed == f"its server ended (process {pid}); {log}"
+    log = "simulated-one-2.log ends with: ended: SIGTERM"
+    assert terminated == f"its server ended (process {second}); {log}"
+
+
+def test_a_released_endpoint_and_that_of_somebody_else_have_not_ended(
+    opened: Callable[..., Run],
+) -> None:
+    """What this run does not own, or has ended itself, tells nothing of its end."""
+    with ScriptedServer(answer) as server:
+        run = opened(one=SIMULATED, remote={"kind": "openai", "base_url": server.base_url})
+        with serving(run) as up:
+            up.release("one")
+
+            assert (up.ended("one"), up.ended("remote")) == (None, None)
+
+
+def test_a_server_that_ended_in_a_load_is_brought_up_again(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Its stages are missing, so a run that goes on has a new server for them."""
+    run = opened(one=SIMULATED)
+    with serving(run) as up:
+        kill_the_server(tmp_path)
+        assert up.ended("one")
+
+    with serving(run) as up:
+        assert up.endpoints["one"].resource == "simulated-one-2"
+        assert up.ended("one") is None
+        assert answers(up.endpoints["one"])
 
 
 def test_serving_by_hand_leaves_half_an_hour(opened: Callable[..., Run]) -> None:

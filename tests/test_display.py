@@ -31,6 +31,8 @@ PROGRESS = Progress(
     elapsed_s=2.5,
     stage_remaining_s=61.0,
     run_remaining_s=4000.0,
+    stage_remaining_most_s=61.0,
+    run_remaining_most_s=4000.0,
     later_requests=0,
 )
 
@@ -70,6 +72,11 @@ def test_the_load_is_told_in_two_lines():
         (
             {"measured_planned": 100, "stage_remaining_s": None},
             "37/100 done, 3 failed, 28.7/s, left: unknown here, at least 1 h 6 min 40 s in all",
+        ),
+        (
+            {"stage_remaining_most_s": 200.0, "run_remaining_most_s": 7200.0},
+            "72 done, 3 failed, 28.7/s, left: 1 min 1 s to 3 min 20 s here, "
+            "1 h 6 min 40 s to 2 h in all",
         ),
         (
             {"later_requests": 200},

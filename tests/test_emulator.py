@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -357,16 +356,6 @@ def test_lease_held_by_hand_goes_on_after_the_notebook(tmp_path: Path) -> None:
     with lease.hold(path, "by hand", ttl_s=60, every_s=0.02):
         pass
     assert not lease.expired(path, now_utc())
-
-
-def test_notebook_of_a_pipeline_does_not_take_over_when_the_pipeline_dies(tmp_path: Path) -> None:
-    """Inside a live pipeline's lease nothing is renewed by hand, also once that has expired."""
-    path = tmp_path / "lease.json"
-    lease.renew(path, "pipeline", 0.2)
-    with lease.hold(path, "by hand", ttl_s=60, every_s=0.01):
-        until(lambda: lease.expired(path, now_utc()), deadline_s=5)
-        assert "lease" not in [thread.name for thread in threading.enumerate()]
-        assert lease.expired(path, now_utc())
 
 
 def test_held_lease_survives_a_time_when_it_cannot_be_written(

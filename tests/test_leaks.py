@@ -77,7 +77,7 @@ def run_counted(server: Simulated) -> Left:
     planned = closed_loop(64, requests=REQUESTS, warmup_s=0.0, between_bytes_timeout_s=0.2)
     at = endpoint("one", server.base_url)
     task = StageTask(planned, at, prompts_for([2] * 8), 7)
-    this, link = psutil.Process(), LocalLink()
+    this, link = psutil.Process(), LocalLink(planned)
     sockets, descriptors = len(this.net_connections("all")), this.num_fds()
     found: dict[str, Any] = run_event_loop(stage_and_what_is_left(task, link))
     return Left(

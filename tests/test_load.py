@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import random
 import signal
@@ -27,6 +28,7 @@ from fmgauge.records import (
     Endpoint,
     StageKey,
     held,
+    read_endpoints,
     read_stage,
     write_endpoints,
     write_payloads,
@@ -549,6 +551,31 @@ def test_every_stage_is_written(new_run: Callable[..., Run], server: ScriptedSer
     assert lines[1].startswith("one/short/concurrency-2: ")
 
 
+def test_a_stage_stops_where_its_endpoint_has_ended(
+    new_run: Callable[..., Run], server: ScriptedServer
+) -> None:
+    """Its records are kept aside, endpoints.json has the reason, and the next experiment runs."""
+    run = new_run(server.base_url, duration_s=60.0)
+    write_endpoints(run.endpoints_path, list(both(server.base_url).values()))
+    lines: list[str] = []
+
+    def ended(experiment: str) -> str | None:
+        return f"its server ended ({experiment})" if server.requests else None
+
+    done = run_stages(run, both(server.base_url), announce=lines.append, ended=ended)
+
+    assert done == []
+    assert [line.split(". ")[0] for line in lines] == [
+        f"{name}/short/concurrency-2 failed: its server ended ({name})" for name in ("one", "two")
+    ]
+    kept = run.requests_folder / "one" / "short" / "concurrency-2.failed"
+    assert json.loads((kept / "failure.json").read_text())["n_records"] > 0
+    after = read_endpoints(run.endpoints_path)
+    assert [(e.state, e.error) for e in after.values()] == [
+        ("failed", f"its server ended ({name})") for name in ("one", "two")
+    ]
+
+
 def test_a_run_is_loaded_by_one_process_at_a_time(
     new_run: Callable[..., Run], server: ScriptedServer
 ) -> None:
@@ -556,7 +583,7 @@ def test_a_run_is_loaded_by_one_process_at_a_time(
     run = new_run(server.base_url)
     with (
         held(run.folder / ".load.lock", "loads"),
-        pytest.raises(StepError, match=f"process {os.getpid()} loads the endpoints of "),
+        pytest.raises(StepError, match=f"process {os.getpid()} brings up or loads the endpoints"),
     ):
         run_stages(run, both(server.base_url), announce=lambda _: None, patience_s=0.2)
 
@@ -810,7 +837,8 @@ def test_progress_is_written_while_a_stage_runs(new_run: Callable[..., Run]) -> 
     during = seen[0]
     assert (during.stage, during.stage_number, during.n_stages) == ("two/short/concurrency-2", 2, 2)
     assert 1 <= during.in_flight <= 2
-    assert during.run_remaining_s == during.stage_remaining_s == 1.25 - during.elapsed_s
+    assert 1.25 - during.elapsed_s <= during.stage_remaining_s <= during.stage_remaining_most_s
+    assert during.run_remaining_s == during.stage_remaining_s
     assert read_progress(run.progress_path).stage_remaining_s == 0
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from fmgauge.errors import StepError
 from fmgauge.records import held
+from fmgauge.records.locks import holder
 
 HOLDER = """
 import sys
@@ -81,3 +82,51 @@ def test_patience_waits_for_the_holder_s_end(tmp_path: Path) -> None:
 
         with held(path, "writes", patience_s=30):
             assert process.wait() != 0
+
+
+def test_the_holder_of_a_lock_is_named_to_whoever_looks(tmp_path: Path) -> None:
+    """Looking takes nothing: the file says the same, and the second look finds the same."""
+    path = tmp_path / ".lock"
+    with held_elsewhere(path) as process:
+        looks = [holder(path), holder(path)]
+
+        assert looks == [f"process {process.pid}"] * 2
+        assert path.read_text() == str(process.pid)
+
+
+def test_a_lock_whose_holder_died_has_none(tmp_path: Path) -> None:
+    """The process id still stands in the file, but the lock is what says that one lives."""
+    path = tmp_path / ".lock"
+    with held_elsewhere(path) as process:
+        process.kill()
+        process.wait()
+
+        assert holder(path) is None
+        assert path.read_text() == str(process.pid)
+
+
+def test_a_lock_that_was_never_held_has_no_holder(tmp_path: Path) -> None:
+    """To look makes no file."""
+    assert holder(tmp_path / ".lock") is None
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_whoever_looks_keeps_nobody_from_holding(tmp_path: Path) -> None:
+    """A lock is held while others look at it all the time; a look lasts an instant."""
+    path, done = tmp_path / ".lock", threading.Event()
+    with held(path, "writes"):
+        pass
+
+    def look() -> None:
+        while not done.is_set():
+            holder(path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(100):
+            with held(path, "writes", patience_s=5):
+                pass
+    finally:
+        done.set()
+        looking.join()

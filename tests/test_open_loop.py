@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fmgauge.config import PlannedStage
 from fmgauge.config.model import Experiment, Model, OpenaiEndpoint, OpenLoop, PythonDocsSource
 from fmgauge.config.model import Workload as WorkloadConfig
-from fmgauge.load.arrivals import arrivals_s, stage_seed
-from fmgauge.load.link import Shard, StageTask
-from fmgauge.load.open_loop import OpenLoopShard
-from fmgauge.transport import RealClock, run_event_loop
+from fmgauge.load.arrivals import stage_seed, warmup_arrivals, window_arrivals
 from scripted_server import Peer, Request, ScriptedServer, answer
-from stage_runs import ClockOfLateTimers, LocalLink, Outcome, endpoint, payloads, run_stage
+from simulated_runs import profile, simulated
+from stage_runs import ClockOfLateTimers, Outcome, endpoint, run_stage
 
 
 def planned(request_rate: float, base_url: str, **load: Any) -> PlannedStage:
@@ -48,13 +46,16 @@ def run_loop() -> Callable[..., Outcome]:
     return run
 
 
-def schedule_of(outcome: Outcome) -> list[float]:
-    """The stage's arrivals up to the window's end, as the schedule alone gives them."""
-    stage = outcome.planned
-    assert isinstance(stage.load, OpenLoop)
+def schedule_of(stage: PlannedStage) -> list[float]:
+    """The stage's arrivals up to the window's end, as the schedules alone give them."""
+    load = stage.load
+    assert isinstance(load, OpenLoop)
     assert stage.request_rate is not None
+    assert load.duration_s is not None
     seed = stage_seed(7, stage.key)
-    return list(arrivals_s(stage.load, stage.request_rate, seed=seed))
+    warmup = next(warmup_arrivals(load, stage.request_rate, seed=seed))
+    window = next(window_arrivals(load, stage.request_rate, seed=seed))
+    return [*warmup[warmup < load.warmup_s], *(window[window < load.duration_s] + load.warmup_s)]
 
 
 def intended(outcome: Outcome) -> list[float]:
@@ -71,7 +72,7 @@ def test_every_arrival_of_the_schedule_is_sent(
     with ScriptedServer(answer) as server:
         outcome = run_loop(server, 150.0, parts=parts, arrivals=arrivals)
 
-    assert intended(outcome) == pytest.approx(schedule_of(outcome), abs=1e-6)
+    assert intended(outcome) == pytest.approx(schedule_of(outcome.planned), abs=1e-6)
     assert all(record.sent_at_s >= record.intended_at_s for record in outcome.records)
 
 
@@ -79,7 +80,7 @@ def test_slow_answers_delay_no_later_send(run_loop: Callable[..., Outcome]) -> N
     """While every answer of the window waits, all of its requests still arrive at the server."""
     waiting = 0
     all_here = asyncio.Event()
-    expected = len(arrivals_s(planned(100.0, "http://127.0.0.1:1/v1").load, 100.0, seed=SEED))
+    expected = len(schedule_of(planned(100.0, "http://127.0.0.1:1/v1")))
 
     async def script(request: Request, peer: Peer) -> None:
         nonlocal waiting
@@ -95,9 +96,6 @@ def test_slow_answers_delay_no_later_send(run_loop: Callable[..., Outcome]) -> N
     assert all_here.is_set()
     assert {record.status for record in outcome.measured} == {"ok"}
     assert max(server.in_flight_at_arrival) >= expected
-
-
-SEED = stage_seed(7, planned(100.0, "http://127.0.0.1:1/v1").key)
 
 
 def test_cap_holds_back_and_says_so(run_loop: Callable[..., Outcome]) -> None:
@@ -117,7 +115,7 @@ def test_cap_holds_back_and_says_so(run_loop: Callable[..., Outcome]) -> None:
     assert outcome.parts[0].held_back == len(held) >= len(late) > 10
     assert all(one.intended_at_s <= one.held_back_at_s <= one.sent_at_s for one in held)
     assert [r.sent_at_s for r in in_turn] == sorted(r.sent_at_s for r in in_turn)
-    assert intended(outcome) == pytest.approx(schedule_of(outcome), abs=1e-6)
+    assert intended(outcome) == pytest.approx(schedule_of(outcome.planned), abs=1e-6)
 
 
 def test_what_the_cap_held_back_in_the_warm_up_is_not_counted(
@@ -147,7 +145,7 @@ def test_what_waits_at_the_end_is_recorded_as_cancelled(run_loop: Callable[..., 
     with ScriptedServer(script) as server:
         outcome = run_loop(server, 50.0, max_in_flight=1, drain_s=0.1)
 
-    assert intended(outcome) == pytest.approx(schedule_of(outcome), abs=1e-6)
+    assert intended(outcome) == pytest.approx(schedule_of(outcome.planned), abs=1e-6)
     assert {record.status for record in outcome.measured} == {"cancelled"}
     assert sum(record.sent_at_s is None for record in outcome.measured) >= 1
 
@@ -219,36 +217,17 @@ def test_two_stages_of_one_name_get_equal_arrivals() -> None:
     """Candidates are compared on the same arrivals: the experiment does not enter the seed."""
     one, other = planned(50.0, "http://a/v1"), planned(50.0, "http://b/v1")
 
-    seeds = [stage_seed(7, stage.key) for stage in (one, other)]
-
-    assert np.array_equal(
-        arrivals_s(one.load, 50.0, seed=seeds[0]), arrivals_s(other.load, 50.0, seed=seeds[1])
-    )
+    assert schedule_of(one) == schedule_of(other)
 
 
-class CountedAtReady(LocalLink):
-    """A link that looks, as the clock is about to start, at how much of a schedule is settled."""
+def test_rate_beyond_the_client_ends_in_time_and_counts_what_was_not_sent(tmp_path: Path) -> None:
+    """At 60,000 requests/s the window ends when it should; each arrival was sent, or is counted."""
+    with simulated(tmp_path, profile=profile()) as server:
+        stage = planned(60_000.0, server.base_url, arrivals="constant", duration_s=0.3, drain_s=1.0)
+        outcome = run_stage(stage, endpoint("one", server.base_url))
 
-    shard: OpenLoopShard
-    n_settled: int | None = None
-
-    async def ready(self) -> float:
-        """Note it, then begin."""
-        self.n_settled = self.shard._n_counted
-        return await super().ready()
-
-
-def test_schedule_is_settled_before_the_clock_starts() -> None:
-    """A long one takes its time to draw, which must delay no request: it is done by then."""
-
-    async def run(stage: PlannedStage, base_url: str) -> int | None:
-        task, link = StageTask(stage, endpoint("one", base_url), payloads(), 7), CountedAtReady()
-        link.shard = OpenLoopShard(task, Shard(0, 1), link, RealClock())
-        await link.shard.run()
-        return link.n_settled
-
-    with ScriptedServer(answer) as server:
-        stage = planned(100.0, server.base_url, arrivals="constant")
-        n_settled = run_event_loop(run(stage, server.base_url))
-
-    assert n_settled == 50
+    (part,) = outcome.parts
+    assert part.window_end_s == pytest.approx(0.4)
+    assert part.n_unsent > 1000
+    assert len(outcome.measured) + part.n_unsent == 18_000
+    assert all(record.intended_at_s < 0.4 for record in outcome.measured)

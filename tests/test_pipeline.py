@@ -15,6 +15,7 @@ import yaml
 
 from conftest import QUICKSTART, processes_of, small_overrides, until
 from fmgauge.config import planned_stages
+from fmgauge.deploy import bring_up
 from fmgauge.pipeline.notebooks import NOTEBOOKS, notebooks_folder
 from fmgauge.pipeline.preflight import preflight
 from fmgauge.pipeline.sequence import missing_steps
@@ -179,11 +180,13 @@ def test_a_finished_run_resumed_runs_nothing_but_clean_up(fmgauge, tmp_path):
 
     with held(folder / ".pipeline.lock", "works on it"):
         refused = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
+        not_rebuilt = fmgauge("report", folder)
     resumed = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
     rebuilt = fmgauge("report", folder)
 
-    assert refused.returncode == 1
-    assert f"process {os.getpid()} works on {folder.name}" in refused.stderr
+    assert (refused.returncode, not_rebuilt.returncode) == (1, 1)
+    for done in (refused, not_rebuilt):
+        assert f"process {os.getpid()} works on {folder.name}" in done.stderr
 
     assert [f"{name}: skipped" in resumed.stdout for name in NOTEBOOKS] == [True] * 5 + [False]
     assert rebuilt.returncode == first.returncode
@@ -212,6 +215,42 @@ def test_notebooks_run_one_by_one_with_papermill(tmp_path):
     assert (folder / "report.html").exists()
     assert outstanding(folder) == set()
     assert processes_of(folder) == []
+
+
+EDITS = {"another load": ("duration_s: ", "duration_s: 1"), "not YAML": ("run:", "run: {")}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_notebook_6_needs_no_config_that_can_be_read(tmp_path, edit):
+    """A server that was started with the config as it was is ended, whatever it is now."""
+    (tmp_path / "pyproject.toml").touch()
+    config = tmp_path / "config.yml"
+    data = yaml.safe_load(QUICKSTART.read_text())
+    load = {"kind": "closed_loop", "concurrency": [1], "duration_s": 5}
+    profile = {"step_s": 0.01, "prefill_token_s": 0.0, "decode_sequence_s": 0.0}
+    endpoint = {"kind": "simulated", "profile": profile}
+    one = {**data["experiments"][0], "endpoint": endpoint, "load": [load]}
+    text = yaml.safe_dump({**data, "experiments": [one]})
+    config.write_text(text)
+    run = open_run(config, "by-hand")
+    bring_up(run)
+    config.write_text(text.replace(*EDITS[edit]))
+
+    papermill_one("6_clean_up", config, tmp_path)
+
+    assert outstanding(run.folder) == set()
+    assert processes_of(run.folder) == []
+
+
+def test_notebook_6_makes_no_folder_for_a_run_that_is_not_there(tmp_path):
+    """It fails instead, and nothing appears."""
+    config = tmp_path / "config.yml"
+    config.write_text(QUICKSTART.read_text())
+
+    with pytest.raises(subprocess.CalledProcessError):
+        papermill_one("6_clean_up", config, tmp_path)
+
+    assert not (tmp_path / "results").exists()
 
 
 def planned_with(load: str) -> str:

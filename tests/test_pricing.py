@@ -185,13 +185,18 @@ def test_a_table_without_a_date_is_refused(tmp_path):
 
 
 def test_projected_spend_is_time_under_load_at_hourly_prices(tmp_path):
-    """Two stages of 60 s on two instances; the metered experiment's tokens are not known."""
-    assert projected_spend_usd(loaded(tmp_path)) == pytest.approx(2 * 60 / 3600 * 31.16)
+    """Two stages of 60 s on two instances, or of four times as long as they go on until steady.
+
+    What the metered experiment's tokens will cost is not known.
+    """
+    least_usd = 2 * 60 / 3600 * 31.16
+
+    assert projected_spend_usd(loaded(tmp_path)) == pytest.approx((least_usd, 4 * least_usd))
 
 
-@pytest.mark.parametrize(("limit", "keys"), [(1.03, ["budgets.spend_usd"]), (1.04, [])])
+@pytest.mark.parametrize(("limit", "keys"), [(4.15, ["budgets.spend_usd"]), (4.16, [])])
 def test_a_plan_dearer_than_the_spending_limit_is_refused(tmp_path, limit, keys):
-    """The plan costs $1.0387."""
+    """The plan may cost $4.1547."""
     config = loaded(tmp_path, f"budgets.spend_usd={limit}")
 
     assert [problem.key for problem in price_problems(config)] == keys
@@ -210,7 +215,7 @@ def test_a_count_alone_cannot_keep_within_a_spending_limit(tmp_path):
         (
             "experiments.0.load.0.requests",
             "how long this takes is not known, so budgets.spend_usd cannot be kept",
-            "Give duration_s beside it",
+            "Give duration_s or duration_max_s, too",
         )
     ]
 
@@ -230,5 +235,7 @@ def test_a_count_alone_is_taken_where_no_limit_hangs_on_it(tmp_path, overrides):
 
 
 def test_of_what_a_count_ends_the_warm_up_is_projected(tmp_path):
-    """36 s of two instances at 15.58 an hour: the least that it costs."""
-    assert projected_spend_usd(loaded(tmp_path, COUNTED.format(0))) == pytest.approx(0.3116)
+    """36 s of two instances at 15.58 an hour, or 4 x (36 s + 60 s) - 60 s until it is steady."""
+    projected = projected_spend_usd(loaded(tmp_path, COUNTED.format(0)))
+
+    assert projected == pytest.approx((0.3116, 0.3116 / 36 * 324))

@@ -1019,25 +1019,43 @@ def test_stages_not_run_are_named_by_their_load(tmp_path: Path) -> None:
 
 
 BUSY = ClientUse(cpu_share=0.97, loop_lag_p99_s=0.001, loop_lag_max_s=0.002)
+CHEAPEST = "llamacpp-4-slots on local-cpu at 4 requests/s"
+
+
+def remeasured(run: Run, where: Mapping[str, str], **changes: Any) -> Run:
+    """The run with columns of some stages' metrics changed, and decided anew."""
+    metrics = read_metrics(run)
+    chosen = pd.Series(True, index=metrics.index)
+    for column, value in where.items():
+        chosen &= metrics[column] == value
+    for column, value in changes.items():
+        metrics.loc[chosen, column] = value
+    write_metrics(run, metrics)
+    write_decision(run.decision_path, decide(metrics, run.config))
+    return run
 
 
 def test_a_client_that_was_the_bottleneck_is_told_wherever_its_figures_stand(
     tmp_path: Path,
 ) -> None:
-    """Beside the answer, beside each recommendation, in the stage table, and in the method."""
+    """In the answer, in each recommendation, in the stage table, and in the method."""
     report = built(build_run(tmp_path, loaded_with(OPEN_LOAD), client=BUSY))
-    reason = "the client used 97 % of a core"
-    caveat = f"There the client that sent the load was the bottleneck ({reason})"
+    caveat = "the client was the bottleneck: the client used 97 % of a core"
+    rows = report.table("experiment", "All stages")
 
-    assert caveat in report.section("Summary")
-    assert caveat in report.section("Per instance results")
-    assert {row["notes"] for row in report.table("experiment", "All stages")} == {
-        f"the client was the bottleneck: {reason}"
-    }
+    assert "no experiment can be recommended for dataset" in report.section("Summary")
+    assert f"4 stages that meet every budget are not valid: {CHEAPEST} ({caveat});" in (
+        report.section("Summary")
+    )
+    assert "4 stages meet every budget and are not valid." in report.section("Summary")
+    assert f"{CHEAPEST} ({caveat})" in report.section("Per instance results")
+    assert {(row["budgets"], row["notes"]) for row in rows} == {("met, not valid", caveat)}
     assert (
-        "**The client was the bottleneck.** The client used up its core for `llamacpp-1-slots` on "
-        "`en_1-500` at 1, 4 requests/s; and `llamacpp-4-slots` on `en_1-500` at 1, 4 requests/s."
+        "**The client was the bottleneck** for `llamacpp-1-slots` on `en_1-500` at 1, 4 "
+        "requests/s; and `llamacpp-4-slots` on `en_1-500` at 1, 4 requests/s. The figures are "
+        "partly those of the machine that sent the load. These stages are not valid."
     ) in report.section("How this was measured")
+    assert report.section("Summary").count(caveat) == 3  # of the cheapest stages, each once
 
 
 def test_how_late_the_client_read_is_told_of_the_worst_stage(tmp_path: Path) -> None:
@@ -1079,26 +1097,100 @@ def test_answers_that_came_all_at_once_are_told(tmp_path: Path) -> None:
     assert re.findall(r"\d+ answers came all at once", said) == ["150 answers came all at once"] * 2
 
 
-def test_a_cause_is_told_once_however_its_numbers_differ(tmp_path: Path) -> None:
-    """Two stages that were late by different counts stand behind one cause, and a loop's own."""
-    run = build_run(tmp_path, loaded_with(CLOSED_LOAD))
-    metrics = read_metrics(run)
-    late = "{} of 100 requests were sent more than 10 ms late"
-    metrics["client_limited"] = [
-        late.format(2),
-        f"{late.format(7)} (3 of them waited for a connection); the client used 95 % of a core",
-        late.format(9),
-        "",
-    ]
-    write_metrics(run, metrics)
+def test_the_answer_names_a_cheaper_stage_that_is_not_valid(tmp_path: Path) -> None:
+    """The next best is recommended, and no invalid stage is called the next in price."""
+    cheapest = {"experiment_name": "llamacpp-4-slots", "stage": "rate-4"}
+    run = remeasured(
+        build_run(tmp_path, loaded_with(OPEN_LOAD)),
+        cheapest,
+        client_limited="it was late",
+        price_per_txn=1e-6,
+    )
 
-    said = report_markdown(read_material(run)).split("## How this was measured")[1]
+    report = built(run)
+    summary = report.section("Summary")
 
+    assert "provided by the `local-cpu` with experiment `llamacpp-1-slots`." in summary
+    for section in (summary, report.section("Per instance results")):
+        assert (
+            f"Left out: 1 cheaper stage that is not valid: {CHEAPEST} (the client was the "
+            "bottleneck: it was late)."
+        ) in section
+    assert "Next is `llamacpp-4-slots` at 1 request/s: " in summary
+
+
+def test_a_stage_that_fell_behind_is_told_with_its_numbers(tmp_path: Path) -> None:
+    """In its row and in the method; it is not recommended."""
+    grown = {"outstanding_growth": 38.0, "outstanding_growth_ci_low": 12.0}
+    behind = {"experiment_name": "llamacpp-4-slots", "stage": "rate-4"}
+    run = remeasured(
+        build_run(tmp_path, loaded_with(OPEN_LOAD)), behind, outstanding_mean=52.0, **grown
+    )
+
+    report = built(run)
+    row = report.table("experiment", "All stages")[-1]
+
+    assert row["budgets"] == "met, not valid"
+    assert row["notes"] == (
+        "the stage fell behind: unanswered requests grew by 38 in 10 s, with 52 on average"
+    )
     assert (
-        "**The client was the bottleneck.** Requests were sent late for `llamacpp-1-slots` on "
-        "`en_1-500` at 1, 2 in flight; and `llamacpp-4-slots` on `en_1-500` at 1 in flight. The "
-        "client used up its core for `llamacpp-1-slots` on `en_1-500` at 2 in flight. These"
-    ) in said
+        "**The stage fell behind** for `llamacpp-4-slots` on `en_1-500` at 4 requests/s. The "
+        "longer such a load lasts, the longer answers take. These stages are not valid."
+    ) in report.section("How this was measured")
+
+
+def test_a_run_without_another_valid_stage_says_so(tmp_path: Path) -> None:
+    """The other experiment met the budgets, in no stage that is valid."""
+    other = {"experiment_name": "llamacpp-1-slots"}
+    run = remeasured(build_run(tmp_path, loaded_with(OPEN_LOAD)), other, warmup_end="capped")
+
+    said = answer_sentences(run)
+
+    assert "No other experiment has a valid stage that meets every budget." in said
+
+
+NOTHING = {
+    "n_requests": 0,
+    "n_ok": 0,
+    "error_rate": math.nan,
+    "latency_mean": math.nan,
+}
+
+
+def test_a_stage_without_a_request_does_not_stand_for_its_candidate(tmp_path: Path) -> None:
+    """Another level was measured and missed the budget: the price picture shows that one."""
+    config = loaded_with(CLOSED_LOAD, budgets={"latency_s": {"mean": 0.01}})
+    run = remeasured(build_run(tmp_path, config), {"stage": "concurrency-2"}, **NOTHING)
+
+    axes = business_summary(read_material(run)).axes[0]
+
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert [label.splitlines()[1] for label in labels] == ["local-cpu, 1 in flight"] * 2
+    assert "no request" not in {text.get_text() for text in axes.texts}
+
+
+def test_a_stage_that_is_not_valid_does_not_stand_for_its_candidate(tmp_path: Path) -> None:
+    """Not in the price picture, even where it is cheaper; alone it does, and says what it is."""
+    run = build_run(tmp_path, loaded_with(OPEN_LOAD))
+    remeasured(run, {"stage": "rate-4"}, client_limited="it was late")
+    remeasured(run, {"experiment_name": "llamacpp-1-slots"}, client_limited="it was late")
+
+    figure = business_summary(read_material(run))
+
+    labels = [label.get_text().splitlines() for label in figure.axes[0].get_yticklabels()]
+    assert sorted(labels) == [
+        [
+            "llamacpp-1-slots",
+            "local-cpu, 4 requests/s",
+            "the client was the bottleneck",
+        ],
+        ["llamacpp-4-slots", "local-cpu, 1 request/s"],
+    ]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "cheapest within every budget",
+        "not valid",
+    }
 
 
 def test_a_client_that_kept_up_is_not_mentioned(mixed: Report) -> None:

@@ -21,6 +21,7 @@ from fmgauge.runs import (
     check_results_dir,
     find_run,
     find_run_folder,
+    find_run_folder_by_config,
     find_run_folders,
     mark_step,
     new_run_id,
@@ -242,13 +243,27 @@ def test_an_unknown_run_lists_those_that_are_there(project):
     for number in range(6):
         open_run("config.yml", f"run-{number}")
 
-    told = refusal(open_run, "config.yml", "run-9", must_exist=True)
+    told = refusal(open_run, "config.yml", "other", must_exist=True)
 
     assert told == (
-        f"{project / 'results'}: there is no run 'run-9'. "
+        f"{project / 'results'}: there is no run 'other'. "
         "Runs there: run-1, run-2, run-3, run-4, run-5"
     )
-    assert not (project / "results" / "run-9").exists()
+    assert not (project / "results" / "other").exists()
+
+
+@pytest.mark.parametrize("call", [find_run_folder, find_run])
+def test_a_mistyped_run_lists_the_nearest(project, call):
+    """Of all runs those whose ids are nearest are named."""
+    for name in ("first-20260101T000000Z", "second-20260101T000000Z", "other"):
+        open_run("config.yml", name)
+
+    told = refusal(call, "frist-20260101T000000Z")
+
+    assert told == (
+        "results: there is no run 'frist-20260101T000000Z'. "
+        "Did you mean first-20260101T000000Z or second-20260101T000000Z?"
+    )
 
 
 def test_an_unknown_run_where_there_are_none(project):
@@ -497,6 +512,58 @@ def test_a_damaged_run_s_folder_is_found(project):
     found = find_run_folder("a")
 
     assert (found.run_id, found.folder) == ("a", project / "results" / "a")
+
+
+def test_a_run_of_which_the_ledger_alone_is_left_is_found(project):
+    """What it created stands there; that is enough to end it."""
+    folder = open_run("config.yml", "a").folder
+    (folder / "ledger.jsonl").touch()
+    (folder / "config.yaml").unlink()
+
+    assert [run.folder for run in (find_run_folder("a"), *find_run_folders())] == [folder] * 2
+
+
+EDITS = {
+    "not at all": CONFIG,
+    "another load": CONFIG.replace("duration_s: 9", "duration_s: 8"),
+    "other results": CONFIG.replace("seed: 7", "seed: 7, results_dir: elsewhere"),
+    "not readable": "run: {",
+}
+
+
+@pytest.mark.parametrize("edited", EDITS)
+@pytest.mark.parametrize("below", [".", "notebooks"])
+def test_a_run_is_found_whatever_became_of_its_config(project, monkeypatch, edited, below):
+    """From the project or from a folder in it, with the config as it is now."""
+    folder = open_run("config.yml", "first").folder
+    (project / "config.yml").write_text(EDITS[edited])
+    (project / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(project / below)
+
+    found = find_run_folder_by_config("config.yml", "first")
+
+    assert (found.run_id, found.folder) == ("first", folder)
+    assert not (project / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_a_run_elsewhere_is_found_by_the_config_that_it_stored(project, tmp_path, edited):
+    """Its folder is that config's, also where nothing can be read from it."""
+    run = open_run("config.yml", "first", [f"run.results_dir={tmp_path / 'deep'}"])
+    run.config_path.write_text(EDITS[edited])
+
+    assert find_run_folder_by_config(run.config_path, "first").folder == run.folder
+
+
+@pytest.mark.parametrize("config", ["config.yml", "none.yml"])
+def test_a_mistyped_run_is_looked_for_and_not_made(project, config):
+    """The nearest is named, and no folder appears."""
+    open_run("config.yml", "first")
+
+    told = refusal(find_run_folder_by_config, config, "frist")
+
+    assert told == f"{project / 'results'}: there is no run 'frist'. Did you mean first?"
+    assert [path.name for path in (project / "results").iterdir()] == ["first"]
 
 
 # --- steps ----------------------------------------------------------------------------------------

@@ -180,9 +180,9 @@ def test_trap_07_own_count_in_place_of_the_server_s_in_silence(tmp_path: Path) -
     async def script(request: Request, peer: Peer) -> None:
         await (told if request.number % 2 else untold)(request, peer)
 
-    link = LocalLink()
+    planned = closed_loop(2, warmup_s=0.05, requests=12)
+    link = LocalLink(planned)
     with ScriptedServer(script) as server:
-        planned = closed_loop(2, warmup_s=0.05, requests=12)
         task = StageTask(planned, endpoint("one", server.base_url), payloads(), 7)
         summary = run_event_loop(run_shard_over(task, link))
     outcome = Outcome(planned, (summary,), [], link.origin_s)
@@ -281,7 +281,8 @@ async def beside_a_blocker(task: StageTask, link: LocalLink) -> Any:
 
 def test_trap_11_lag_of_the_client_s_own_loop_taken_for_the_server_s(server: Simulated) -> None:
     """A client too busy to read in time says so, and the stage is marked."""
-    planned, link = closed_loop(4, duration_s=0.5), LocalLink()
+    planned = closed_loop(4, duration_s=0.5)
+    link = LocalLink(planned)
     task = StageTask(planned, endpoint("one", server.base_url), prompts_for([8]), 7)
     summary = run_event_loop(beside_a_blocker(task, link))
 

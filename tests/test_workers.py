@@ -238,8 +238,8 @@ class ClockThatJumps(RealClock):
         return RealClock.now_s() + self.ahead_s
 
     def jump(self, elapsed_s: float | None) -> None:
-        """Go on by a minute at once, if the stage has begun."""
-        self.ahead_s += 60.0 * (elapsed_s is not None and elapsed_s > 0)
+        """Go on by a minute at once, if the window has begun and its end is known."""
+        self.ahead_s += 60.0 * (elapsed_s is not None and elapsed_s > 0.7)
 
 
 def test_no_worker_is_taken_for_dead_where_the_machine_slept() -> None:

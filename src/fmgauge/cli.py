@@ -87,6 +87,9 @@ def _add_clean_up(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "clean-up", help="end what one run, or any run in ./results, left running"
     )
     command.add_argument("run_id", metavar="RUN_ID", nargs="?", help="a run's id or folder")
+    command.add_argument(
+        "--force", action="store_true", help="also what a run that is still going on uses"
+    )
     command.set_defaults(command=_clean_up)
 
 
@@ -163,20 +166,31 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _clean_up(options: argparse.Namespace) -> int:
-    from fmgauge.deploy import clean_up
+    from fmgauge.deploy import RunInUse, clean_up
     from fmgauge.runs import find_run_folder, find_run_folders
 
     runs = [find_run_folder(options.run_id)] if options.run_id else find_run_folders()
-    reports = [(run, clean_up(run)) for run in runs]
-    for run, report in reports:
+    n_left = n_in_use = 0
+    for run in runs:
+        try:
+            report = clean_up(run, force=options.force)
+        except RunInUse as in_use:
+            if options.run_id:
+                raise
+            print(f"{run.run_id}: left alone: {in_use}")
+            n_in_use += 1
+            continue
         for name in report.ended:
             print(f"{run.run_id}: ended {name}")
         for name in report.left:
             print(f"{run.run_id}: STILL RUNNING {name}", file=sys.stderr)
-    left = sum(len(report.left) for _, report in reports)
+        n_left += len(report.left)
     place = options.run_id or Path("results").resolve()
-    print(f"{len(runs)} run(s) looked at in {place}; {left} resource(s) left running.")
-    return EXIT_STEP_FAILED if left else 0
+    in_use_too = f", {n_in_use} of them in use and left alone" if n_in_use else ""
+    others = " of the others" if n_in_use else ""
+    print(f"{len(runs)} run(s) looked at in {place}{in_use_too}; ", end="")
+    print(f"{n_left} resource(s){others} left running.")
+    return EXIT_STEP_FAILED if n_left else 0
 
 
 def _serve(options: argparse.Namespace) -> int:

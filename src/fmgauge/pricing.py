@@ -91,17 +91,21 @@ def price_problems(loaded: LoadedConfig) -> list[Problem]:
     return problems or list(_overspending(loaded))
 
 
-def projected_spend_usd(loaded: LoadedConfig) -> float:
-    """USD for the time that the planned stages keep hourly instances under load.
+def projected_spend_usd(loaded: LoadedConfig) -> tuple[float, float]:
+    """Least and most USD for the time that the planned stages keep hourly instances under load.
 
-    Warm-up and windows of every stage; of a closed loop that only a count ends, the warm-up alone.
-    Experiments priced per token are not in it: what they will say is not known beforehand. Nor
-    are starting up, draining and idling.
+    Warm-up and windows of every stage, as asked for and as long as they may become; of a closed
+    loop that only a count ends, what is known of them. Experiments priced per token are not in it:
+    what they will say is not known beforehand. Nor are starting up, draining and idling.
     """
     table = price_table(loaded)
-    hourly = {e.name: _price(loaded, table, e).usd_per_hour for e in loaded.config.experiments}
-    stages = planned_stages(loaded.config)
-    return sum(s.least_planned_s / 3600 * (hourly[s.experiment.name] or 0.0) for s in stages)
+    least_usd = most_usd = 0.0
+    for planned in planned_stages(loaded.config):
+        price = _price(loaded, table, planned.experiment)
+        usd_per_s = (price.usd_per_hour or 0.0) / 3600
+        least_usd += usd_per_s * planned.least_planned_s
+        most_usd += usd_per_s * (planned.most_planned_s or planned.most_warmup_s)
+    return least_usd, most_usd
 
 
 def _validated(text: YamlText) -> PriceTable:
@@ -163,19 +167,20 @@ def _overspending(loaded: LoadedConfig) -> Iterator[Problem]:
         return
     endless = list(_unbounded(loaded))
     yield from endless
-    spend = projected_spend_usd(loaded)
-    if spend > limit:
-        least = "at least " if endless else ""
-        problem = f"the planned stages cost {least}${spend:.4g} at hourly prices, more than "
-        remedy = "Shorten or drop stages, or raise it"
-        yield loaded.problem(("budgets", "spend_usd"), f"{problem}${limit:.4g}", remedy)
+    least_usd, most_usd = projected_spend_usd(loaded)
+    if most_usd > limit:
+        cost = f"at least ${least_usd:.4g}" if endless else f"up to ${most_usd:.4g}"
+        problem = f"the planned stages cost {cost} at hourly prices, more than ${limit:.4g}"
+        remedy = "Shorten or drop stages, lower their duration_max_s and warmup_max_s, or raise it"
+        yield loaded.problem(("budgets", "spend_usd"), problem, remedy)
 
 
 def _unbounded(loaded: LoadedConfig) -> Iterator[Problem]:
     """Loads on hourly instances that only a count of requests ends: no cap on spending holds."""
     for index, experiment in enumerate(loaded.config.experiments):
         for position, load in enumerate(experiment.load):
-            if experiment.instance_type is not None and load.duration_s is None:
+            ends = load.duration_s is not None or load.duration_max_s is not None
+            if experiment.instance_type is not None and not ends:
                 location = ("experiments", index, "load", position, "requests")
                 problem = "how long this takes is not known, so budgets.spend_usd cannot be kept"
-                yield loaded.problem(location, problem, "Give duration_s beside it")
+                yield loaded.problem(location, problem, "Give duration_s or duration_max_s, too")

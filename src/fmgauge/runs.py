@@ -5,6 +5,7 @@ Knows where every step's output lies; not what is in it or how it was made.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import platform
@@ -12,7 +13,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ _OTHER_CONFIG_RESUMED = (
 _OTHER_CONFIG_BY_HAND = "Use a new run_id, or the config that the run began with"
 _KEYS_TOLD = 5
 _RUNS_TOLD = 5
+_NEAREST_TOLD = 3
 _REPORTED_VERSIONS = ("fmgauge", "xllamacpp", "papermill", "pandas", "pyarrow", "tokenizers")
 
 
@@ -94,6 +96,16 @@ class RunFolder:
     def lease_path(self) -> Path:
         """Until when the run's own servers may live."""
         return self.folder / "lease.json"
+
+    @property
+    def load_lock_path(self) -> Path:
+        """Held by whoever brings up or loads the run's endpoints."""
+        return self.folder / ".load.lock"
+
+    @property
+    def pipeline_lock_path(self) -> Path:
+        """Held by the pipeline that works on the run."""
+        return self.folder / ".pipeline.lock"
 
     @property
     def logs_folder(self) -> Path:
@@ -183,12 +195,36 @@ def find_run_folder(run_id_or_folder: str, results_dir: Path = Path("results")) 
     Raises ConfigError where there is none.
     """
     candidates = [Path(run_id_or_folder), results_dir / run_id_or_folder]
-    folders = [folder for folder in candidates if os.path.isfile(folder / "config.yaml")]
+    folders = [folder for folder in candidates if _is_run(folder)]
     if not run_id_or_folder or not folders:
         raise _unknown_run(run_id_or_folder, results_dir)
     whole = [folder for folder in folders if os.path.isfile(folder / "manifest.json")]
     folder = (whole or folders)[0].resolve()
     return RunFolder(folder.name, folder)
+
+
+def find_run_folder_by_config(config_path: str | Path, run_id: str) -> RunFolder:
+    """The folder of the run `run_id`, for whoever has a config that may have changed since.
+
+    It is the folder of `config_path` where that is the config that the run stored; else it is
+    looked for in the results folder of the config, if that can be read, and in `results`, in the
+    working folder or above it. Nothing is made. Raises ConfigError where there is no such run.
+    """
+    path = _looked_for_upwards(Path(config_path)).resolve()
+    if path.name == "config.yaml" and path.parent.name == run_id and _is_run(path.parent):
+        return RunFolder(run_id, path.parent)
+    places = [*_results_folder_told(path), _upwards(Path("results"), os.path.isdir).resolve()]
+    for place in places:
+        if _is_run(place / run_id):
+            return find_run_folder(str(place / run_id))
+    return find_run_folder(run_id, places[0])
+
+
+def _results_folder_told(config_path: Path) -> list[Path]:
+    try:
+        return [_results_folder(load_config(config_path))]
+    except ConfigError:
+        return []
 
 
 def find_run_folders(results_dir: Path = Path("results")) -> list[RunFolder]:
@@ -213,8 +249,12 @@ def mark_step(run: Run, step: str, state: str) -> None:
 
 def _looked_for_upwards(path: Path) -> Path:
     """`path` in the nearest folder, at or above the working one, that holds it; else as it is."""
+    return _upwards(path, os.path.isfile)
+
+
+def _upwards(path: Path, is_wanted: Callable[[Path], bool]) -> Path:
     for folder in (Path.cwd(), *Path.cwd().parents):
-        if os.path.isfile(folder / path):
+        if is_wanted(folder / path):
             return path if folder == Path.cwd() else folder / path
     return path
 
@@ -249,14 +289,21 @@ def _refuse_other_config(run: Run, *, resumed: bool) -> None:
 def _unknown_run(run_id: str, results_dir: Path) -> ConfigError:
     known = _known_runs(results_dir)
     remedy = f"Runs there: {', '.join(known[-_RUNS_TOLD:])}" if known else "No run is there yet"
+    if close := difflib.get_close_matches(Path(run_id).name, known, n=_NEAREST_TOLD):
+        remedy = f"Did you mean {' or '.join(close)}?"
     return ConfigError(Problem(str(results_dir), None, "", f"there is no run {run_id!r}", remedy))
 
 
 def _known_runs(results_dir: Path) -> list[str]:
     if not os.path.isdir(results_dir):
         return []
-    names = [path.parent.name for path in results_dir.glob("*/config.yaml")]
+    names = [path.name for path in results_dir.iterdir() if _is_run(path)]
     return sorted(name for name in names if not name.startswith("."))
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run's files lie there; where the config is lost, what it created is still told."""
+    return any(os.path.isfile(folder / name) for name in ("config.yaml", "ledger.jsonl"))
 
 
 def _manifest_at(path: Path) -> dict[str, Any]:

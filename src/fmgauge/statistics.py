@@ -304,6 +304,66 @@ def interval_of_mean(sample: Moments, confidence: float = 0.95) -> tuple[float, 
     return sample.mean - half_width, sample.mean + half_width
 
 
+# --- is it steady --------------------------------------------------------------------------------
+
+GROWTH_BATCHES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A straight line through a series, by what it rises from the first instant to the last."""
+
+    size: float
+    low: float  # its one-sided lower bound
+    mean: float  # of the series
+
+    def is_backlog(self, n_arrivals: float, *, clearly: bool = False) -> bool:
+        """Whether requests that are due and not ended pile up, as behind no stable queue.
+
+        Beyond chance, by more than 10 % of their mean, by more than twice what `n_arrivals` scatter
+        by, and by more than three times what two instants far apart of a stable load without any
+        queue differ by. `clearly` where it is 50 % of the mean and twice the scatter.
+        """
+        share, times = (0.5, 4) if clearly else (0.1, 2)
+        scatter = max(times * math.sqrt(n_arrivals), 3 * math.sqrt(2 * self.mean))
+        return self.low > 0 and self.size > share * self.mean and self.size > scatter
+
+
+def growth(batch_means: Sample, confidence: float = 0.99) -> Growth:
+    """The growth of a series over its whole span, from the means of equally long batches of it.
+
+    Batches as long as a few of the series' own swings are nearly independent, which single values
+    behind a queue are not. NaN below three batches.
+    """
+    means = np.asarray(batch_means, dtype=np.float64)
+    if means.size < 3:
+        return Growth(math.nan, math.nan, float(means.mean()) if means.size else math.nan)
+    from scipy.special import stdtrit
+
+    places = (np.arange(means.size) + 0.5) / means.size - 0.5  # of each batch's middle, in spans
+    spread = float(places @ places)
+    size = float(places @ means) / spread
+    left = means - means.mean() - size * places
+    deviation = math.sqrt(float(left @ left) / (means.size - 2) / spread)
+    low = size - float(stdtrit(means.size - 2, confidence)) * deviation
+    return Growth(size, low, float(means.mean()))
+
+
+def censored_quantile(ended: Sample, going_on: Sample, p: float) -> float:
+    """The `p` quantile of durations of which some still go on; inf where that is not known yet.
+
+    Kaplan and Meier's estimate: `going_on` holds how long each of those has lasted so far. The
+    quantile of what has ended alone would be biased to the quick.
+    """
+    ended = np.sort(np.asarray(ended, dtype=np.float64))
+    lasting = np.sort(np.asarray(going_on, dtype=np.float64))
+    at_risk = ended.size - np.arange(ended.size) + lasting.size
+    at_risk = at_risk - np.searchsorted(lasting, ended, side="left")
+    surviving = np.cumprod(1 - 1 / at_risk)
+    place = int(np.searchsorted(-surviving, p - 1 - _ROUNDING, side="left"))
+    return float(ended[place]) if place < ended.size else math.inf
+
+
 # --- probabilities -------------------------------------------------------------------------------
 
 

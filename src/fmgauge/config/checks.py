@@ -12,7 +12,7 @@ from typing import Any
 from fmgauge.config.model import ClosedLoop, Config, OpenLoop
 from fmgauge.config.refusals import nearest
 from fmgauge.config.request_fields import unfit_request_fields
-from fmgauge.config.stages import load_levels, stage_name
+from fmgauge.config.stages import load_levels, stage_names
 from fmgauge.config.yaml_text import Location, YamlText
 from fmgauge.errors import Problem
 
@@ -94,7 +94,8 @@ def _repeated_stages(config: Config, text: YamlText) -> Iterator[Problem]:
             for position, load in enumerate(experiment.load)
             for number, level in enumerate(load_levels(load))
         ]
-        for repeat, _ in _repeats([stage_name(load, level) for load, level, _ in levels]):
+        names = stage_names(experiment)
+        for repeat, _ in _repeats([names[load, level] for load, level, _ in levels]):
             load, level, location = levels[repeat]
             words = _LEVELS[load.kind].replace("_", " ")
             yield text.problem(location, f"{words} {level:g} stands twice", "Keep one of them")
@@ -116,6 +117,13 @@ _Unfit = Iterator[tuple[tuple[str | int, ...], str, str]]  # key within the load
 def _unfit_stops(load: ClosedLoop | OpenLoop) -> _Unfit:
     if load.duration_s is None and load.requests is None:
         yield ("duration_s",), "nothing ends the window", "Give duration_s, requests, or both"
+    for key, most_s, least_s in (
+        ("warmup", load.warmup_max_s, load.warmup_s),
+        ("duration", load.duration_max_s, load.duration_s or 0.0),
+    ):
+        if most_s is not None and most_s < least_s:
+            problem = f"{most_s:g} is below {key}_s, which is {least_s:g}"
+            yield (f"{key}_max_s",), problem, f"Raise it, or lower {key}_s"
 
 
 def _unfit_users(load: ClosedLoop) -> _Unfit:

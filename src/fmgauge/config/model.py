@@ -237,8 +237,10 @@ def _default_duration_s(given: dict[str, Any]) -> float | None:
 class Stops(Timeouts):
     """When a stage's measured window begins and ends, and how long its last requests are awaited.
 
-    The window ends after `duration_s`, or with the last of `requests`, or with the first of both
-    where both are given; after 60 seconds where neither is.
+    The warm-up goes on after `warmup_s` until the load is steady, the window after `duration_s`
+    until it holds the requests that the budgets need. The window ends with the last of `requests`
+    at the latest; 60 seconds are asked for where neither is given. Without a key that says
+    otherwise, warm-up and window together take at most four times what was asked.
     """
 
     requests: PositiveInt | None = Field(
@@ -246,10 +248,20 @@ class Stops(Timeouts):
     )
     duration_s: PositiveFloat | None = Field(
         default_factory=_default_duration_s,
-        description="Length of the measured window; 60 where requests is not given.",
+        description="Least length of the measured window; 60 where requests is not given.",
+    )
+    duration_max_s: PositiveFloat | None = Field(
+        default=None,
+        description="Most length of the window; without it, what four times the warmup_s and "
+        "duration_s that were asked for leave.",
     )
     warmup_s: NonNegativeFloat = Field(
-        default=5.0, description="Time under load before the window, on other prompts."
+        default=5.0, description="Least time under load before the window, on other prompts."
+    )
+    warmup_max_s: NonNegativeFloat | None = Field(
+        default=None,
+        description="Most time that the load may take to become steady; without it, four times "
+        "the warmup_s and duration_s that were asked for, less one window.",
     )
     drain_s: NonNegativeFloat | None = Field(
         default=None,

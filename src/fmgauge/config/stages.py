@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
 
-from fmgauge.config.model import ClosedLoop, Config, Experiment, Load, OpenLoop, Workload
+from fmgauge.config.model import (
+    DEFAULT_DURATION_S,
+    ClosedLoop,
+    Config,
+    Experiment,
+    Load,
+    OpenLoop,
+    Workload,
+)
 from fmgauge.records import StageKey
+
+MOST_TIMES_ASKED = 4.0  # by which warm-up and window together may exceed what was asked for
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,7 @@ class PlannedStage:
     @property
     def name(self) -> str:
         """The stage's folder and its name in every table."""
-        return stage_name(self.load, self.level)
+        return stage_names(self.experiment)[self.load, self.level]
 
     @property
     def key(self) -> StageKey:
@@ -58,10 +70,10 @@ class PlannedStage:
 
     @property
     def planned_s(self) -> float | None:
-        """Warm-up and measured window together: at most, where a duration ends the window.
+        """Warm-up and measured window together, as asked for: the least that they take.
 
-        Where only a count does, an open loop's rate tells how long it takes, on average; a closed
-        loop's answers are not known beforehand, and it is None.
+        Where only a count ends the window, an open loop's rate tells how long it takes, on average;
+        a closed loop's answers are not known beforehand, and it is None.
         """
         load = self.load
         if load.duration_s is not None:
@@ -69,6 +81,46 @@ class PlannedStage:
         if isinstance(load, ClosedLoop) or load.requests is None:
             return None
         return load.warmup_s + load.requests / self.level
+
+    @property
+    def most_warmup_s(self) -> float:
+        """Longest that the load may take to become steady."""
+        load = self.load
+        if load.warmup_max_s is not None:
+            return load.warmup_max_s
+        window_s = DEFAULT_DURATION_S if self.planned_s is None else self.planned_s - load.warmup_s
+        return MOST_TIMES_ASKED * (load.warmup_s + window_s) - window_s
+
+    def most_window_s(self, warmup_s: float) -> float:
+        """Longest that the window may take after a warm-up of that length; inf with no limit."""
+        load = self.load
+        if self.is_ramp and load.duration_s is not None:
+            return load.duration_s
+        if load.duration_max_s is not None:
+            return load.duration_max_s
+        if load.duration_s is None:
+            return math.inf
+        left_s = MOST_TIMES_ASKED * (load.warmup_s + load.duration_s) - warmup_s
+        return max(load.duration_s, left_s)
+
+    @property
+    def is_ramp(self) -> bool:
+        """Whether its rate rises or falls all along; such a window has the length asked for."""
+        return isinstance(self.load, OpenLoop) and self.load.arrivals == "ramp"
+
+    @property
+    def most_planned_s(self) -> float | None:
+        """The most that `planned_s` can become; None where only a count ends the window."""
+        load, most_warmup_s = self.load, self.most_warmup_s
+        longest = (
+            warmup_s + self.most_window_s(warmup_s) for warmup_s in (load.warmup_s, most_warmup_s)
+        )
+        most_s = max(longest)
+        if math.isfinite(most_s):
+            return most_s
+        if isinstance(load, ClosedLoop) or load.requests is None:
+            return None
+        return most_warmup_s + load.requests / self.level
 
     @property
     def least_planned_s(self) -> float:
@@ -86,12 +138,39 @@ def load_levels(load: Load) -> tuple[float, ...]:
     return load.concurrency if isinstance(load, ClosedLoop) else load.request_rate
 
 
-def stage_name(load: Load, level: float) -> str:
-    """What the stage of a load at one level is called."""
+def stage_names(experiment: Experiment) -> dict[tuple[Load, float], str]:
+    """What the stages of an experiment are called, by load and level.
+
+    A name holds the level and the kind of arrivals. Where several loads would have the same one, it
+    also holds what else tells them apart.
+    """
+    levels = [(load, level) for load in experiment.load for level in load_levels(load)]
+    short = Counter(_stage_name(load, level) for load, level in set(levels))
+    names = {one: _stage_name(*one) for one in levels}
+    return {
+        (load, level): name if short[name] == 1 else f"{name}{_details(load)}"
+        for (load, level), name in names.items()
+    }
+
+
+def _stage_name(load: Load, level: float) -> str:
     if isinstance(load, ClosedLoop):
         return f"concurrency-{level:.0f}"
     arrivals = "" if load.arrivals == "poisson" else f"-{load.arrivals}"
     return f"rate-{_written(level)}{arrivals}"
+
+
+def _details(load: Load) -> str:
+    """What two loads of one level and kind of arrivals can differ in, as the end of a name."""
+    if isinstance(load, ClosedLoop):
+        parts = {"think": load.think_time_s or None}
+    else:
+        parts = {
+            "burstiness": load.burstiness,
+            "to": load.ramp_to_rate,
+            "at-most": load.max_in_flight,
+        }
+    return "".join(f"-{key}-{_written(value)}" for key, value in parts.items() if value is not None)
 
 
 def load_label(
@@ -123,12 +202,9 @@ def _written(rate: float) -> str:
 def think_times(config: Config) -> dict[StageKey, float]:
     """How long users pause, by stage; only of the stages where they do."""
     return {
-        StageKey(experiment.name, name, stage_name(load, level)): load.think_time_s
-        for experiment in config.experiments
-        for name in experiment.workloads
-        for load in experiment.load
-        if isinstance(load, ClosedLoop) and load.think_time_s
-        for level in load_levels(load)
+        planned.key: planned.think_time_s
+        for planned in planned_stages(config)
+        if planned.think_time_s
     }
 
 

@@ -4,7 +4,7 @@ Knows the ledger; not load, metrics or prices.
 """
 
 from fmgauge.deploy.bring_up import announcements, bring_up
-from fmgauge.deploy.clean_up import CleanUpReport, clean_up
+from fmgauge.deploy.clean_up import CleanUpReport, RunInUse, clean_up
 from fmgauge.deploy.foreground import serve
 from fmgauge.deploy.ledger import read_ledger
 from fmgauge.deploy.local_kinds import preset_problems
@@ -12,6 +12,7 @@ from fmgauge.deploy.serving import Serving, hold_lease, serving
 
 __all__ = [
     "CleanUpReport",
+    "RunInUse",
     "Serving",
     "announcements",
     "bring_up",

@@ -14,39 +14,59 @@ from fmgauge.config.model import Experiment, OpenaiEndpoint
 from fmgauge.deploy import local_servers
 from fmgauge.deploy.local_kinds import LocalEndpoint, prepare, preset_problems, request_fields
 from fmgauge.deploy.local_servers import Server
-from fmgauge.emulator.lease import renew
+from fmgauge.emulator.lease import hold
 from fmgauge.errors import ConfigError, EndpointError, FmgaugeError
 from fmgauge.load import ask_once
-from fmgauge.records import Endpoint, RequestRecord, read_endpoints, write_endpoints
+from fmgauge.records import Endpoint, RequestRecord, held, read_endpoints, write_endpoints
 from fmgauge.runs import Run, now_utc
 from fmgauge.transport import Clock, RealClock
 from fmgauge.wire import usage_is_optional
 
 BY_HAND_TTL_S = 1800.0
+HEARTBEAT_S = 2.0
+_KILLED_ENDS_WITHIN_S = 10.0  # a notebook whose pipeline was killed goes on for some seconds
 _FIRST_ANSWER_WITHIN_S = 60.0
 _STILL_ANSWERS_WITHIN_S = 10.0
+_ENDS_WITHIN_S = 2.0  # a server whose lease has just expired no longer answers, and ends
+_BUSY = f"busy: it did not answer within {_STILL_ANSWERS_WITHIN_S:g} s, and is kept"
+_LIVES = (
+    ". It lives, so it is kept; to have a new one started, run notebook 6, then notebook 2 again"
+)
 _QUESTIONS = 3
 _FIELD_REFUSED = (400, 422)  # a server that refuses a field of a request says one of these
 _NO_KEY = ". Name the variable that holds the key in api_key_env"
 _NO_FAULT = {"fault": "none"}  # a simulated server's own: the first answer is not to fail
 
 
-def bring_up(run: Run, clock: Clock | None = None) -> list[Endpoint]:
+def bring_up(
+    run: Run, clock: Clock | None = None, *, patience_s: float = _KILLED_ENDS_WITHIN_S
+) -> list[Endpoint]:
     """Have an endpoint for every experiment that has stages to run, and write endpoints.json.
 
-    An endpoint that still answers is kept, and so is the entry of an experiment whose stages are
-    all on disk. One that fails has the state "failed" and the reason; the others go on. Raises
-    ConfigError, before anything is started, where one is to imitate what is not known.
+    A server of this run whose process lives is kept, also where it is too busy to answer; a new
+    one is started where it has ended. The entry of an experiment whose stages are all on disk is
+    kept, too. An endpoint that fails has the state "failed" and the reason; the others go on.
+    Raises ConfigError, before anything is started, where one is to imitate what is not known, and
+    StepError where another process brings up or loads these endpoints for longer than
+    `patience_s`: nothing is touched then.
     """
     if problems := list(preset_problems(run.loaded)):
         raise ConfigError(*problems)
-    renew(run.lease_path, "by hand", BY_HAND_TTL_S)
+    uses = f"brings up or loads the endpoints of {run.run_id}"
+    with (
+        held(run.load_lock_path, uses, patience_s=patience_s),
+        hold(run.lease_path, "by hand", BY_HAND_TTL_S, HEARTBEAT_S),
+    ):
+        return _brought_up(run, clock or RealClock())
+
+
+def _brought_up(run: Run, clock: Clock) -> list[Endpoint]:
     known = read_endpoints(run.endpoints_path)
     starting = [e for e in run.config.experiments if not _is_done(run, e, known)]
     for experiment in starting:  # models are built one by one, before any clock runs
         if isinstance(experiment.endpoint, LocalEndpoint):
             prepare(run.loaded, experiment.endpoint)
-    answering = _side_by_side(run, starting, known, clock or RealClock())
+    answering = _side_by_side(run, starting, known, clock)
     endpoints = [(known | answering)[experiment.name] for experiment in run.config.experiments]
     write_endpoints(run.endpoints_path, endpoints)
     return endpoints
@@ -57,6 +77,8 @@ def announcements(endpoints: Iterable[Endpoint]) -> Iterator[str]:
     for endpoint in endpoints:
         if endpoint.state == "failed":
             yield f"{endpoint.experiment} will not be measured: {endpoint.error}"
+        elif endpoint.error:
+            yield f"{endpoint.experiment}: its server is {endpoint.error}"
         elif not endpoint.usage_in_stream:
             yield (
                 f"{endpoint.experiment}: its server refuses stream_options, so it is not asked for "
@@ -87,17 +109,34 @@ def _endpoint(run: Run, experiment: Experiment, known: Endpoint | None, clock: C
                 endpoint = replace(endpoint, usage_in_stream=known.usage_in_stream)
             return _asked(endpoint, _FIRST_ANSWER_WITHIN_S)
         case local:
-            if known is not None and _still_answers(run, known):
-                return known
+            server = local_servers.living_server(run, experiment.name)
+            if server is not None:
+                if known is None or known.resource != server.name or known.base_url is None:
+                    endpoint = _found(_local(experiment, local), server, clock)
+                else:
+                    endpoint = _kept(known)
+                if endpoint.state == "ready" or not server.ends_within(_ENDS_WITHIN_S):
+                    return endpoint
             return _new_local(run, experiment, local, clock)
 
 
-def _still_answers(run: Run, known: Endpoint) -> bool:
-    if known.state != "ready" or known.resource is None:
-        return False
-    if not local_servers.is_running(run, known.resource):
-        return False
-    return _asked(known, _STILL_ANSWERS_WITHIN_S).state == "ready"
+def _found(endpoint: Endpoint, server: Server, clock: Clock) -> Endpoint:
+    """The entry of a living server that has none: whoever started it was killed before."""
+    endpoint = replace(endpoint, resource=server.name, created_at=None)
+    found = _first_answer(endpoint, server, clock, clock.now_s())
+    error = server.with_its_log(found.error) + _LIVES if found.error else None
+    return replace(found, first_answer_s=None, error=error)
+
+
+def _kept(known: Endpoint) -> Endpoint:
+    """The entry of a living server after a question; one that is too busy to answer stays."""
+    kept = replace(known, state="ready", error=None)
+    answering, answer = _questioned(kept, _STILL_ANSWERS_WITHIN_S)
+    if answering is not None:
+        return kept
+    if answer.status == "timeout":
+        return known if known.state == "failed" else replace(known, error=_BUSY)
+    return replace(kept, state="failed", error=_reason(answer) + _LIVES)
 
 
 def _asked(endpoint: Endpoint, timeout_s: float) -> Endpoint:
@@ -108,23 +147,34 @@ def _asked(endpoint: Endpoint, timeout_s: float) -> Endpoint:
     the question, it is put once more without the field that some servers do not know; if that
     helps, every request is sent without it.
     """
-    for _ in range(_QUESTIONS):
-        try:
-            answer = _answer(endpoint, timeout_s)
-            if _is_answered(answer):
-                return endpoint
-            if answer.http_status in _FIELD_REFUSED and usage_is_optional(endpoint):
-                without_usage = replace(endpoint, usage_in_stream=False)
-                if _is_answered(_answer(without_usage, timeout_s)):
-                    return without_usage
-                break  # it is the question that it refuses: to ask again would not help
-        except FmgaugeError as error:  # its key is not set, for one
-            return replace(endpoint, state="failed", error=str(error))
-        if answer.http_status is None:
-            break  # nobody said anything: to wait as long again would not help
-    reason = f"the first answer was no answer: {answer.status}: {answer.error}"
+    try:
+        answering, answer = _questioned(endpoint, timeout_s)
+    except FmgaugeError as error:  # its key is not set, for one
+        return replace(endpoint, state="failed", error=str(error))
+    if answering is not None:
+        return answering
     remedy = "" if endpoint.owned else _remedy(endpoint, answer)
-    return replace(endpoint, state="failed", error=reason + remedy)
+    return replace(endpoint, state="failed", error=_reason(answer) + remedy)
+
+
+def _questioned(endpoint: Endpoint, timeout_s: float) -> tuple[Endpoint | None, RequestRecord]:
+    """The endpoint as it is to be asked, or None where no answer was one; and the last answer."""
+    for _ in range(_QUESTIONS):
+        answer = _answer(endpoint, timeout_s)
+        if _is_answered(answer):
+            return endpoint, answer
+        if answer.http_status in _FIELD_REFUSED and usage_is_optional(endpoint):
+            without_usage = replace(endpoint, usage_in_stream=False)
+            if _is_answered(_answer(without_usage, timeout_s)):
+                return without_usage, answer
+            break  # it is the question that it refuses: to ask again would not help
+        if answer.http_status is None or answer.status == "timeout":
+            break  # to wait as long again would not help
+    return None, answer
+
+
+def _reason(answer: RequestRecord) -> str:
+    return f"the first answer was no answer: {answer.status}: {answer.error}"
 
 
 def _answer(endpoint: Endpoint, timeout_s: float) -> RequestRecord:
@@ -219,6 +269,5 @@ def _given_up(run: Run, endpoint: Endpoint, server: Server) -> Endpoint:
     """The failed endpoint, its server ended and the last lines of its log in the reason."""
     for event in local_servers.outstanding_servers(run, endpoint.experiment):
         local_servers.close(run, event)
-    lines = server.last_log_lines() or "nothing"
-    error = f"{endpoint.error}; {server.log_path.name} ends with: {lines}"
+    error = server.with_its_log(endpoint.error or "")
     return replace(endpoint, base_url=None, first_answer_s=None, error=error)

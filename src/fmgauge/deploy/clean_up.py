@@ -5,11 +5,15 @@ Knows the ledger; not endpoints.json, and nothing that the run did not create.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from fmgauge.deploy import local_servers
 from fmgauge.deploy.ledger import LedgerEvent, outstanding, read_ledger
 from fmgauge.deploy.local_kinds import MODULES
+from fmgauge.emulator.lease import RUN_BY_PIPELINE
+from fmgauge.errors import StepError
+from fmgauge.records.locks import holder
 from fmgauge.runs import RunFolder
 
 
@@ -22,8 +26,22 @@ class CleanUpReport:
     already_gone: tuple[str, ...] = ()  # had ended by itself, or was never created
 
 
-def clean_up(run: RunFolder) -> CleanUpReport:
-    """End every resource that this run created and that still exists; note it in the ledger."""
+class RunInUse(StepError):
+    """Another living process works on the run."""
+
+
+def clean_up(run: RunFolder, *, force: bool = False) -> CleanUpReport:
+    """End every resource that this run created and that still exists; note it in the ledger.
+
+    Raises RunInUse, and ends nothing, where another living process works on the run or loads its
+    endpoints, unless `force`.
+    """
+    user = None if force else _user_of(run)
+    if user is not None:
+        raise RunInUse(
+            f"{user} works on {run.run_id}, so nothing of it was ended. Wait until that process "
+            f"has ended, or give `fmgauge clean-up {run.run_id} --force`"
+        )
     events = [event for event in outstanding(read_ledger(run.ledger_path)) if event.owned]
     outcomes = {event.name: _closed(run, event) for event in events}
 
@@ -31,6 +49,13 @@ def clean_up(run: RunFolder) -> CleanUpReport:
         return tuple(name for name, outcome in outcomes.items() if outcome == wanted)
 
     return CleanUpReport(with_outcome("ended"), with_outcome("left"), with_outcome("already_gone"))
+
+
+def _user_of(run: RunFolder) -> str | None:
+    """The living process that uses the run, this one and the pipeline that runs it aside."""
+    own = {f"process {os.getpid()}", f"process {os.environ.get(RUN_BY_PIPELINE)}"}
+    users = (holder(path) for path in (run.pipeline_lock_path, run.load_lock_path))
+    return next((user for user in users if user is not None and user not in own), None)
 
 
 def _closed(run: RunFolder, event: LedgerEvent) -> local_servers.Outcome:

@@ -19,9 +19,10 @@ from fmgauge.config import LoadedConfig
 from fmgauge.config.refusals import nearest
 from fmgauge.config.simulated import SimulatedEndpoint
 from fmgauge.deploy import local_servers, processes
+from fmgauge.deploy.bring_up import HEARTBEAT_S
 from fmgauge.deploy.local_kinds import preset_problems
 from fmgauge.deploy.local_servers import Server
-from fmgauge.deploy.serving import HEARTBEAT_S, PIPELINE_TTL_S
+from fmgauge.deploy.serving import PIPELINE_TTL_S
 from fmgauge.emulator import simulated_server
 from fmgauge.emulator.lease import hold
 from fmgauge.emulator.presets import PRESETS
@@ -130,6 +131,6 @@ def _started(endpoints: Mapping[str, SimulatedEndpoint], port: int) -> Iterator[
 
 def _refuse_ended(servers: Sequence[Server]) -> None:
     for server in servers:
-        if processes.running(server.process) is None:
+        if not server.is_alive():
             reason = server.last_log_lines() or "nothing was printed"
             raise EndpointError(f"the server of {server.name} ended by itself: {reason}")

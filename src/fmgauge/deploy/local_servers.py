@@ -44,14 +44,25 @@ class Server:
     process: ProcessId
     ready_path: Path
     log_path: Path
-    log_offset: int  # earlier servers of the experiment wrote what stands before it
+
+    def is_alive(self) -> bool:
+        """Whether its process lives."""
+        return processes.running(self.process) is not None
+
+    def ends_within(self, patience_s: float) -> bool:
+        """Wait for its end, no longer than `patience_s`; say whether it has ended."""
+        return processes.ends_within(self.process, patience_s)
 
     def last_log_lines(self) -> str:
         """The last lines that this server printed, joined by bars."""
-        with self.log_path.open("rb") as log:
-            log.seek(self.log_offset)
-            lines = log.read().decode(errors="replace").split("\n")
+        if not self.log_path.exists():
+            return ""
+        lines = self.log_path.read_text(errors="replace").split("\n")
         return " | ".join([line.strip() for line in lines if line.strip()][-_LOG_LINES:])
+
+    def with_its_log(self, reason: str) -> str:
+        """`reason`, and how this server's log ends."""
+        return f"{reason}; {self.log_path.name} ends with: {self.last_log_lines() or 'nothing'}"
 
 
 def start(run: Run, experiment: Experiment, endpoint: LocalEndpoint) -> Server:
@@ -67,7 +78,7 @@ def start(run: Run, experiment: Experiment, endpoint: LocalEndpoint) -> Server:
     planned = LedgerEvent("planned", resource_type(endpoint.kind), name, run.run_id, now)
     append(run.ledger_path, planned)
     try:
-        server = launch(name, command_line, ready_path, run.logs_folder / f"{experiment.name}.log")
+        server = launch(name, command_line, ready_path, _log_path(run, name))
     except EndpointError:
         append(run.ledger_path, closing(planned, "never_created", now_utc().isoformat()))
         raise
@@ -77,12 +88,11 @@ def start(run: Run, experiment: Experiment, endpoint: LocalEndpoint) -> Server:
 
 def launch(name: str, command_line: Sequence[str], ready_path: Path, log_path: Path) -> Server:
     """Start a server's process; EndpointError where it cannot be started."""
-    log_offset = log_path.stat().st_size if log_path.exists() else 0
     try:
         process = processes.start_detached(command_line, log_path, os.environ)
     except OSError as error:
         raise EndpointError(f"the server's process cannot be started: {error}") from error
-    return Server(name, process, ready_path, log_path, log_offset)
+    return Server(name, process, ready_path, log_path)
 
 
 def _created(planned: LedgerEvent, process: ProcessId) -> LedgerEvent:
@@ -103,13 +113,17 @@ def _ready_path(run: RunFolder, name: str) -> Path:
     return run.logs_folder / f"{name}.ready.json"
 
 
+def _log_path(run: RunFolder, name: str) -> Path:
+    return run.logs_folder / f"{name}.log"
+
+
 def base_url_once_listening(server: Server, clock: Clock, deadline_s: float) -> str:
     """The server's address, ending in /v1, as soon as it listens.
 
     Raises EndpointError where its process ends first, or `clock` passes `deadline_s`.
     """
     while not server.ready_path.exists():
-        if processes.running(server.process) is None:
+        if not server.is_alive():
             raise EndpointError("the server ended before it listened")
         if clock.now_s() > deadline_s:
             raise EndpointError("the server does not listen")
@@ -135,10 +149,25 @@ def _experiment_of(event: LedgerEvent) -> str:
     )
 
 
-def is_running(run: RunFolder, name: str) -> bool:
-    """Whether the server that the ledger calls `name` is alive."""
-    named = [event for event in outstanding_servers(run) if event.name == name]
-    return any(_process(run, event) for event in named)
+def living_server(run: RunFolder, experiment: str) -> Server | None:
+    """The server of `experiment` whose process lives, or None."""
+    for event in outstanding_servers(run, experiment):
+        if process := _process(run, event):
+            return _server(run, event, process)
+    return None
+
+
+def noted_servers(run: RunFolder) -> dict[str, Server]:
+    """This run's servers that are noted as created and not as ended, by experiment."""
+    return {
+        _experiment_of(event): _server(run, event, process)
+        for event in outstanding_servers(run)
+        if (process := _noted_process(event))
+    }
+
+
+def _server(run: RunFolder, event: LedgerEvent, process: ProcessId) -> Server:
+    return Server(event.name, process, _ready_path(run, event.name), _log_path(run, event.name))
 
 
 def close(run: RunFolder, event: LedgerEvent) -> Outcome:
@@ -158,9 +187,14 @@ def _process(run: RunFolder, event: LedgerEvent) -> ProcessId | None:
 
     A process that was planned but not noted as created is found by the second way alone.
     """
-    if event.pid is not None and event.process_created_at is not None:
-        noted = ProcessId(event.pid, event.process_created_at)
-        if processes.running(noted):
-            return noted
+    noted = _noted_process(event)
+    if noted is not None and processes.running(noted):
+        return noted
     arguments = [MODULES[event.resource_type], str(_ready_path(run, event.name))]
     return processes.running_with(arguments)
+
+
+def _noted_process(event: LedgerEvent) -> ProcessId | None:
+    if event.pid is None or event.process_created_at is None:
+        return None
+    return ProcessId(event.pid, event.process_created_at)

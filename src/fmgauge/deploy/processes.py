@@ -90,13 +90,16 @@ def end(process: ProcessId, patience_s: float = 5.0) -> bool:
             return True
         except psutil.AccessDenied:
             return False
-        if _ends_within(process, patience_s):
+        if ends_within(process, patience_s):
             return True
     return False
 
 
-def _ends_within(process: ProcessId, patience_s: float) -> bool:
-    """Wait for `process`; nothing left but an exit status is an end, collected by now or not."""
+def ends_within(process: ProcessId, patience_s: float) -> bool:
+    """Wait until `process` has ended, and say whether it has.
+
+    Nothing left but an exit status is an end, collected by now or not.
+    """
     for _ in range(max(1, round(patience_s / _POLL_S))):
         if running(process) is None:
             return True

@@ -6,6 +6,7 @@ Knows who holds it and until when, by the wall clock; not which servers read it.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,11 @@ from fmgauge.runs import now_utc
 
 Holder = Literal["pipeline", "by hand"]
 
+RUN_BY_PIPELINE = "FMGAUGE_RUN_BY_PIPELINE"
+"""The environment variable by which a kernel knows its pipeline: that one's process id."""
+
 _EXPIRED_POLLS = 3  # in a row: after a machine's sleep the holder gets its chance to renew
+_ASKS_AGAIN_S = 0.5  # a server ends two to three seconds after its lease has expired
 
 _log = logging.getLogger(__name__)
 
@@ -69,10 +74,12 @@ def renew(path: Path, holder: Holder, ttl_s: float) -> bool:
     """Let the servers live `ttl_s` seconds from now; say whether `holder` may decide that.
 
     A notebook run by hand leaves a pipeline's lease alone until it has expired, so that servers
-    still end with the pipeline; the pipeline always takes over.
+    still end with the pipeline; the pipeline always takes over. A notebook that a pipeline runs
+    never renews: where the pipeline was killed, its kernel may go on for some seconds, and the
+    servers are to end all the same. Such a kernel has inherited `RUN_BY_PIPELINE`.
     """
     now = now_utc()
-    if holder == "by hand" and _held_by_pipeline(path, now):
+    if holder == "by hand" and (RUN_BY_PIPELINE in os.environ or _held_by_pipeline(path, now)):
         return False
     expires_at = now + timedelta(seconds=ttl_s)
     write_json(path, asdict(Lease(holder, expires_at.isoformat())))
@@ -88,12 +95,11 @@ def _held_by_pipeline(path: Path, now: datetime) -> bool:
 def hold(path: Path, holder: Holder, ttl_s: float, every_s: float) -> Iterator[None]:
     """Renew the lease at `path` now and every `every_s` seconds while inside.
 
-    A notebook that a live pipeline runs holds nothing: servers end with the pipeline even where
-    the notebook outlives it. Afterwards a pipeline's lease has expired, one by hand goes on.
+    Each time it is decided anew whether `holder` may, so the lease of a pipeline that died is
+    taken over before the servers end. Afterwards a pipeline's lease has expired, one by hand goes
+    on.
     """
-    if not renew(path, holder, ttl_s):
-        yield
-        return
+    renew(path, holder, ttl_s)
     done = threading.Event()
     heartbeat = threading.Thread(
         target=_keep_renewing, args=(path, holder, ttl_s, every_s, done), name="lease", daemon=True
@@ -111,12 +117,15 @@ def hold(path: Path, holder: Holder, ttl_s: float, every_s: float) -> Iterator[N
 def _keep_renewing(
     path: Path, holder: Holder, ttl_s: float, every_s: float, done: threading.Event
 ) -> None:
-    while not done.wait(every_s):
-        _try_to_renew(path, holder, ttl_s)
+    pause_s = min(every_s, _ASKS_AGAIN_S)
+    while not done.wait(pause_s):
+        is_renewed = _try_to_renew(path, holder, ttl_s)
+        pause_s = every_s if is_renewed else min(every_s, _ASKS_AGAIN_S)
 
 
-def _try_to_renew(path: Path, holder: Holder, ttl_s: float) -> None:
+def _try_to_renew(path: Path, holder: Holder, ttl_s: float) -> bool:
     try:
-        renew(path, holder, ttl_s)
+        return renew(path, holder, ttl_s)
     except OSError as error:  # a full disk may have room again before the lease runs out
         _log.warning("cannot renew the lease %s: %s", path, error)
+        return False

@@ -66,11 +66,38 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowBegins:
+    """To every worker: measure from this instant on, and until when where that is known.
+
+    In seconds since the stage began.
+    """
+
+    start_s: float
+    end_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowEnds:
+    """To every worker: measure until this instant, in seconds since the stage began."""
+
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """From a worker, now and then: what it is doing."""
+    """From a worker, now and then: what it is doing.
+
+    The packed doubles, as `array("d")` has them, are seconds since each request was due; they come
+    during the warm-up of an open loop alone.
+    """
 
     phase: str
     in_flight: int
+    outstanding: int = 0  # due and not ended: in flight, or waiting for a place
+    n_due: int = 0  # in the window so far, and sent
+    n_cold: int = 0  # places of a closed loop that have not ended an answer yet
+    ended_s: bytes = b""  # how long each took that has ended since the last status
+    going_on_s: bytes = b""  # for how long each that is outstanding has lasted
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +123,26 @@ class Summary:
     finished_at_s: float
     client: ClientUse
     held_back: int
+    n_unsent: int = 0
 
 
 class Link(Protocol):
     """A worker's side: whom it tells of itself, and who tells it when to begin and to stop."""
 
+    window_ends_s: float
+    """Until when to measure, in seconds since the stage began; inf until that is known."""
+
     async def ready(self) -> float:
         """Tell that all is prepared; wait for the start, and return its instant."""
+
+    async def window_begins(self) -> float:
+        """Wait until the load is steady; from when on to measure, in seconds since the start."""
 
     def emit(self, rows: list[Row]) -> None:
         """Give away the rows of requests that have ended."""
 
-    def status(self, phase: str, in_flight: int) -> None:
-        """Tell what is going on, for displays."""
+    def status(self, status: Status) -> None:
+        """Tell what is going on, for displays and for whoever decides when to measure."""
 
     async def counted_ended(self) -> None:
         """Tell that nothing of warm-up and window is in flight; wait until all may stop."""

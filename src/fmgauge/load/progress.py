@@ -31,6 +31,8 @@ class Progress:
     elapsed_s: float
     stage_remaining_s: float | None  # by the rate so far where a count ends it; None before that
     run_remaining_s: float  # as far as it is known
+    stage_remaining_most_s: float | None  # the load may take longer to become steady, or to measure
+    run_remaining_most_s: float
     later_requests: int  # of stages to come whose length nobody knows: the count that ends them
 
     @property
@@ -46,10 +48,13 @@ class Progress:
     def left(self, duration_text: Callable[[float], str]) -> tuple[str, str]:
         """What is left of the stage, and of the whole run, in words; `duration_text` says times."""
         here_s, about = self.stage_remaining_s, "about " if self.measured_planned else ""
-        here = "unknown" if here_s is None else f"{about}{duration_text(here_s)}"
-        least = "at least " if here_s is None else ""
+        here, least = "unknown", "at least "
+        if here_s is not None:
+            here = f"{about}{_span(here_s, self.stage_remaining_most_s, duration_text)}"
+            least = ""
         later = f" + {self.later_requests} requests" if self.later_requests else ""
-        return here, f"{least}{duration_text(self.run_remaining_s)}{later}"
+        in_all = _span(self.run_remaining_s, self.run_remaining_most_s, duration_text)
+        return here, f"{least}{in_all}{later}"
 
     def __str__(self) -> str:
         here, in_all = self.left("{:.0f} s".format)
@@ -58,6 +63,12 @@ class Progress:
             f"{self.in_flight} in flight, {self.done}, {self.failed} failed, "
             f"{self.request_rate:.1f}/s, left: {here} in the stage, {in_all} in all"
         )
+
+
+def _span(least_s: float, most_s: float | None, duration_text: Callable[[float], str]) -> str:
+    least = duration_text(least_s)
+    most = least if most_s is None else duration_text(most_s)
+    return least if least == most else f"{least} to {most}"
 
 
 def read_progress(path: Path) -> Progress | None:

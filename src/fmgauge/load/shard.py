@@ -9,37 +9,40 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 
 from fmgauge.errors import StepError
-from fmgauge.load.link import Link, Shard, StageTask, Summary
+from fmgauge.load.link import Link, Shard, StageTask, Status, Summary
 from fmgauge.load.sending import Sending, Target, api_key_of, timeouts_of
 from fmgauge.records import Payload, Phase, Row, StageKey
 from fmgauge.transport import Client, Clock, Failure, LoopMonitor
 from fmgauge.wire import RequestTemplate, request_template
 from fmgauge.workloads import salts_after
 
-PAUSE_AFTER_REFUSAL_S = 0.1
 _STATUS_EVERY_S = 0.25
+_STATUS_IN_WARMUP_EVERY_S = 0.1  # the window is to begin as soon as the load is steady
 
 
 class StageShard(ABC):
     """One worker's part of one stage, from opening its connections to its last row.
 
-    A request's phase goes by the instant at which it was due, its `intended_at_s`. Until `warmup_s`
-    prompts kept for that are sent ("warmup"). What is due in the window that follows is "measured",
-    whatever becomes of it. Then the load goes on with kept prompts ("drain"), so that measured
-    requests end under full load, until all of warm-up and window have ended in every shard, or
-    `drain_s` has passed; what is in flight then is cancelled.
+    A request's phase goes by the instant at which it was due, its `intended_at_s`. Until the link
+    says that the load is steady in all shards, prompts kept for that are sent ("warmup"). What is
+    due in the window that follows, until the link or a count ends it, is "measured", whatever
+    becomes of it. Then the load goes on with kept prompts ("drain"), so that measured requests end
+    under full load, until all of warm-up and window have ended in every shard, or `drain_s` has
+    passed; what is in flight then is cancelled.
     """
 
     def __init__(self, task: StageTask, shard: Shard, link: Link, clock: Clock) -> None:
         self.in_flight = 0
         self.held_back = 0
+        self.n_unsent = 0
         self._load_settings = task.planned.load
         self._shard = shard
         self._link = link
@@ -57,7 +60,8 @@ class StageShard(ABC):
         self._counted_in_flight = 0  # of warm-up and window
         self._counted_over = asyncio.Event()
         self._stopping = False
-        self._origin_s = self._warmup_end_s = self._window_end_s = 0.0  # the clock's instants
+        self._origin_s = 0.0  # instants of the clock
+        self._warmup_end_s = self._window_end_s = math.inf
 
     # --- what a kind of load decides --------------------------------------------------------------
 
@@ -74,8 +78,17 @@ class StageShard(ABC):
     def _place_free(self, sending: Sending) -> None:
         """A request has ended and the stage goes on."""
 
-    def _complete_window(self) -> None:  # noqa: B027  most kinds have nothing to do
+    @abstractmethod
+    def _begin_window(self) -> None:
+        """It is known now from when on to measure: `_warmup_end_s`, which is near."""
+
+    @abstractmethod
+    def _complete_window(self) -> None:
         """The window is over: send what was due in it and waits for its timer."""
+
+    @abstractmethod
+    def _status(self) -> Status:
+        """What this part is doing."""
 
     def _unsent(self) -> Iterator[Sending]:
         """What was due before the window's end and could never be sent, at the stage's end."""
@@ -89,12 +102,15 @@ class StageShard(ABC):
         try:
             with _no_garbage_collection():
                 await self._client.open(self._connections)
-                self._begin(await self._link.ready())
-                self._at(self._warmup_end_s, monitor.restart)
+                self._origin_s = await self._link.ready()
+                self._tell_status()
                 self._start()
+                self._warmup_end_s = self._origin_s + await self._link.window_begins()
+                self._at(self._warmup_end_s, monitor.restart)
+                self._begin_window()
                 await self._window_over()
                 await self._counted_ended()
-                client_use = monitor.stop()  # until then answers of the window were stamped
+                use = monitor.stop()  # until then answers of the window were stamped
                 await self._link.counted_ended()
                 finished_at_s = self._clock.now_s()
                 self._stopping = True
@@ -108,23 +124,22 @@ class StageShard(ABC):
         return Summary(
             window_end_s=self._window_end_s - self._origin_s,
             finished_at_s=finished_at_s - self._origin_s,
-            client=client_use,
+            client=replace(use, ran_out_of=" and ".join(sorted(self._client.ran_out_of))),
             held_back=self.held_back,
+            n_unsent=self.n_unsent,
         )
-
-    def _begin(self, origin_s: float) -> None:
-        load = self._load_settings
-        self._origin_s = origin_s
-        self._warmup_end_s = origin_s + load.warmup_s
-        duration_s = float("inf") if load.duration_s is None else load.duration_s
-        self._window_end_s = self._warmup_end_s + duration_s
-        self._loop.call_later(_STATUS_EVERY_S, self._tell_status)
 
     async def _window_over(self) -> None:
         """Wait for the window's end by the measuring clock: a timer may fire early."""
-        while (left_s := self._window_end_s - self._clock.now_s()) > 0:
-            await asyncio.sleep(min(left_s, 0.05))  # a count may end it any time
+        while (left_s := self._end_of_window() - self._clock.now_s()) > 0:
+            await asyncio.sleep(min(left_s, 0.05))  # a count or the link may end it any time
         self._complete_window()
+
+    def _end_of_window(self) -> float:
+        """The window's end as far as it is known by now; inf until then."""
+        told_s = self._origin_s + self._link.window_ends_s
+        self._window_end_s = min(self._window_end_s, told_s)
+        return self._window_end_s
 
     async def _counted_ended(self) -> None:
         """Wait until nothing of warm-up and window is in flight, at most `drain_s`."""
@@ -148,13 +163,14 @@ class StageShard(ABC):
 
     def _send(
         self, phase: Phase, number: int, due_s: float, held_back_at_s: float | None = None
-    ) -> None:
+    ) -> Sending:
         """Send a phase's prompt of that number now; it was due at `due_s`."""
         sending = self._made(phase, number, due_s, held_back_at_s)
         self.in_flight += 1
         if phase != "drain":
             self._counted_in_flight += 1
         self._client.send(sending)
+        return sending
 
     def _made(
         self, phase: Phase, number: int, due_s: float, held_back_at_s: float | None
@@ -216,14 +232,16 @@ class StageShard(ABC):
         """Call `act` at an instant of the clock, never before: a loop's timers may fire early."""
         left_s = due_s - self._clock.now_s()
         if left_s <= 0:
-            act()
+            self._loop.call_soon(act)  # answers that have arrived are read in between
         else:
-            self._loop.call_later(left_s, partial(self._at, due_s, act))
+            self._loop.call_later(left_s, self._at, due_s, act)
 
     def _tell_status(self) -> None:
         if not self._stopping:
-            self._link.status(self._phase_at(self._clock.now_s()), self.in_flight)
-            self._loop.call_later(_STATUS_EVERY_S, self._tell_status)
+            self._link.status(self._status())
+            is_warm = self._warmup_end_s < math.inf
+            every_s = _STATUS_EVERY_S if is_warm else _STATUS_IN_WARMUP_EVERY_S
+            self._loop.call_later(every_s, self._tell_status)
 
 
 class Prompts:

@@ -6,7 +6,7 @@ Knows the run's folder and its plan; not when a single request is sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from fmgauge.config import PlannedStage, planned_stages
@@ -16,7 +16,8 @@ from fmgauge.load.link import StageTask, Summary
 from fmgauge.load.progress import Progress, ProgressReporter
 from fmgauge.load.recorder import Recorder
 from fmgauge.load.sending import api_key_of
-from fmgauge.load.workers import Workers, shards_of
+from fmgauge.load.steering import Steering, requests_needed
+from fmgauge.load.workers import EndpointEnded, Workers, shards_of
 from fmgauge.records import (
     ClientUse,
     Endpoint,
@@ -24,13 +25,16 @@ from fmgauge.records import (
     StageKey,
     StageWriter,
     held,
+    read_endpoints,
     read_payloads,
+    write_endpoints,
 )
 from fmgauge.runs import Run, now_utc
 from fmgauge.transport import RealClock
 from fmgauge.workloads import PromptTokenizer, tokenizer_for
 
 Announce = Callable[[str], object]
+Ended = Callable[[str], str | None]
 _KILLED_ENDS_WITHIN_S = 30.0  # a notebook whose pipeline was killed goes on for some seconds
 
 
@@ -40,24 +44,30 @@ def run_stages(
     on_experiment_done: Callable[[str], object] | None = None,
     announce: Announce = print,
     *,
+    ended: Ended = lambda _: None,
     patience_s: float = _KILLED_ENDS_WITHIN_S,
 ) -> list[StageKey]:
     """Run every planned stage whose records the run lacks, in order; the stages that were run.
 
     A stage is written when it has ended, whole or not at all. `on_experiment_done(experiment)` is
     called when nothing is left to run on an experiment's endpoint. Stages of an endpoint that is
-    not ready are skipped. Raises ConfigError, before the first request, where a key is not set, and
-    StepError where another process goes on loading this run's endpoints for longer than
-    `patience_s`.
+    not ready are skipped. `ended(experiment)` is asked about twice a second why its endpoint has
+    ended, if it has: then the stage stops, its records are kept aside, endpoints.json gives the
+    reason, and the next experiment follows.
+
+    Raises ConfigError, before the first request, where a key is not set, and StepError where
+    another process goes on loading this run's endpoints for longer than `patience_s`.
     """
-    lock = run.folder / ".load.lock"
-    loads = f"loads the endpoints of {run.run_id}"
-    with held(lock, loads, patience_s=patience_s):
-        return _run_missing(_Plan.of(run, endpoints), on_experiment_done, announce)
+    loads = f"brings up or loads the endpoints of {run.run_id}"
+    with held(run.load_lock_path, loads, patience_s=patience_s):
+        return _run_missing(_Plan.of(run, endpoints), on_experiment_done, announce, ended)
 
 
 def _run_missing(
-    plan: _Plan, on_experiment_done: Callable[[str], object] | None, announce: Announce
+    plan: _Plan,
+    on_experiment_done: Callable[[str], object] | None,
+    announce: Announce,
+    ended: Ended,
 ) -> list[StageKey]:
     run, done = plan.run, list[StageKey]()
     reporter = ProgressReporter(run.progress_path)
@@ -66,7 +76,11 @@ def _run_missing(
             for experiment in run.config.experiments:
                 plan.announce_skipped(experiment.name, announce)
                 for planned in plan.missing_of(experiment.name):
-                    announce(_run_and_write(plan, planned, workers, reporter))
+                    try:
+                        announce(_run_and_write(plan, planned, workers, reporter, ended))
+                    except EndpointEnded as error:
+                        announce(str(error))
+                        break
                     done.append(planned.key)
                 if on_experiment_done is not None:
                     on_experiment_done(experiment.name)
@@ -136,7 +150,11 @@ def _api_key(run: Run, experiment: str, endpoint: Endpoint) -> str | None:
 
 
 def _run_and_write(
-    plan: _Plan, planned: PlannedStage, workers: Workers, reporter: ProgressReporter
+    plan: _Plan,
+    planned: PlannedStage,
+    workers: Workers,
+    reporter: ProgressReporter,
+    ended: Ended,
 ) -> str:
     """Run one stage, writing its records as they come, and tell in one line what came of it."""
     run, shards = plan.run, shards_of(planned, plan.run.config.run.workers)
@@ -146,15 +164,26 @@ def _run_and_write(
         read_payloads(run.payloads_path(planned.workload.name)),
         run.config.run.seed,
     )
-    display = _Display(plan, planned, workers, reporter)
+    steering = Steering(planned, requests_needed(run.config.budgets))
+    display = _Display(plan, planned, workers, reporter, steering)
     started_at = now_utc()
     with _writer(run, planned.key) as writer:
         display.writer = writer
         try:
             with Recorder(writer) as recorder:
-                summaries = workers.run(task, shards, recorder.take, meanwhile=display.show)
-            info = _info(task, summaries, started_at.isoformat())
+                summaries = workers.run(
+                    task,
+                    shards,
+                    recorder.take,
+                    steering=steering,
+                    meanwhile=display.show,
+                    ended=lambda: ended(planned.experiment.name),
+                )
+            info = _info(task, summaries, steering, started_at.isoformat())
             writer.finish(info, count_tokens=_token_counter(run, planned))
+        except EndpointEnded as error:
+            _note_end(run, planned.experiment.name, str(error))
+            raise EndpointEnded(_failed(planned.key, error, writer)) from error
         except (FmgaugeError, OSError) as error:  # what was measured until then has been paid for
             raise StepError(_failed(planned.key, error, writer)) from error
     display.show(info.finished_at_s)
@@ -166,6 +195,13 @@ def _writer(run: Run, key: StageKey) -> StageWriter:
         return StageWriter(run.stage_folder(key), key)
     except OSError as error:
         raise StepError(f"{key} failed: {error}. Run again with --resume.") from error
+
+
+def _note_end(run: Run, experiment: str, reason: str) -> None:
+    """Have endpoints.json say that an experiment's endpoint has ended, and why."""
+    endpoints = read_endpoints(run.endpoints_path)
+    endpoints[experiment] = replace(endpoints[experiment], state="failed", error=reason)
+    write_endpoints(run.endpoints_path, list(endpoints.values()))
 
 
 def _failed(key: StageKey, error: Exception, writer: StageWriter) -> str:
@@ -182,8 +218,11 @@ def _kept(writer: StageWriter, reason: Exception) -> str:
     return f" The {writer.n_rows} records that it had are kept in {folder.name}." if folder else ""
 
 
-def _info(task: StageTask, summaries: Sequence[Summary], started_at: str) -> StageInfo:
+def _info(
+    task: StageTask, summaries: Sequence[Summary], steering: Steering, started_at: str
+) -> StageInfo:
     """The facts of a whole stage from those of its parts."""
+    assert steering.window_start_s is not None  # no part ends before it
     key, load = task.planned.key, task.planned.load
     return StageInfo(
         experiment=key.experiment,
@@ -192,7 +231,7 @@ def _info(task: StageTask, summaries: Sequence[Summary], started_at: str) -> Sta
         kind=load.kind,
         concurrency=task.planned.concurrency,
         started_at=started_at,
-        window_start_s=load.warmup_s,
+        window_start_s=steering.window_start_s,
         window_end_s=max(part.window_end_s for part in summaries),
         finished_at_s=max(part.finished_at_s for part in summaries),
         replication=task.replication,
@@ -204,8 +243,12 @@ def _info(task: StageTask, summaries: Sequence[Summary], started_at: str) -> Sta
             cpu_share=max(part.client.cpu_share for part in summaries),
             loop_lag_p99_s=max(part.client.loop_lag_p99_s for part in summaries),
             loop_lag_max_s=max(part.client.loop_lag_max_s for part in summaries),
+            ran_out_of=max(part.client.ran_out_of for part in summaries),
         ),
         held_back=sum(part.held_back for part in summaries),
+        n_unsent=sum(part.n_unsent for part in summaries),
+        warmup_end=steering.warmup_end,
+        window_end=steering.window_end,
     )
 
 
@@ -225,8 +268,14 @@ class _Display:
     writer: StageWriter
 
     def __init__(
-        self, plan: _Plan, planned: PlannedStage, workers: Workers, reporter: ProgressReporter
+        self,
+        plan: _Plan,
+        planned: PlannedStage,
+        workers: Workers,
+        reporter: ProgressReporter,
+        steering: Steering,
     ) -> None:
+        self._steering = steering
         self._plan = plan
         self._planned = planned
         self._workers = workers
@@ -239,7 +288,8 @@ class _Display:
     def _progress(self, elapsed_s: float) -> Progress:
         plan, planned, writer = self._plan, self._planned, self.writer
         statuses, later = self._workers.statuses, plan.after(planned)
-        remaining_s = _remaining_s(planned, writer, elapsed_s)
+        left_s = _remaining_s(self._steering, writer, elapsed_s)
+        least_s, most_s = left_s or (0.0, 0.0)
         return Progress(
             stage=str(planned.key),
             stage_number=plan.stages.index(planned) + 1,
@@ -252,25 +302,40 @@ class _Display:
             failed=writer.n_failed,
             request_rate=writer.n_rows / elapsed_s if elapsed_s else 0.0,
             elapsed_s=elapsed_s,
-            stage_remaining_s=remaining_s,
-            run_remaining_s=(remaining_s or 0.0) + sum(stage.least_planned_s for stage in later),
+            stage_remaining_s=left_s and least_s,
+            run_remaining_s=least_s + sum(stage.least_planned_s for stage in later),
+            stage_remaining_most_s=left_s and most_s,
+            run_remaining_most_s=most_s
+            + sum(stage.most_planned_s or stage.most_warmup_s for stage in later),
             later_requests=sum(stage.unplanned_requests for stage in later),
         )
 
 
-def _remaining_s(planned: PlannedStage, writer: StageWriter, elapsed_s: float) -> float | None:
-    """How long a stage goes on: as planned, or until its count is full at the rate so far.
+def _remaining_s(
+    steering: Steering, writer: StageWriter, elapsed_s: float
+) -> tuple[float, float] | None:
+    """The least and the most time that a stage goes on, by what is decided so far.
 
-    The first of both where both end it; None where neither is known yet.
+    Until its count is full at the rate so far, where that comes first; None where nothing is known.
     """
-    ends_s = []
-    if planned.planned_s is not None:
-        ends_s.append(planned.planned_s - elapsed_s)
-    if planned.concurrency and planned.load.requests and writer.n_rows and elapsed_s > 0:
-        missing = planned.load.requests - writer.n_measured
-        warmup_s = max(planned.load.warmup_s - elapsed_s, 0.0)
-        ends_s.append(warmup_s + missing * elapsed_s / writer.n_rows)
-    return max(min(ends_s), 0.0) if ends_s else None
+    planned, start_s = steering.planned, steering.window_start_s
+    load, ends_s = planned.load, (planned.planned_s, planned.most_planned_s)
+    if steering.window_end_s is not None:
+        ends_s = (steering.window_end_s, steering.window_end_s)
+    elif start_s is not None and load.duration_s is not None:
+        ends_s = (start_s + load.duration_s, start_s + planned.most_window_s(start_s))
+    known_s = [
+        (end_s - elapsed_s, most_s - elapsed_s) for end_s, most_s in [ends_s] if end_s and most_s
+    ]
+    if planned.concurrency and load.requests and writer.n_rows and elapsed_s > 0:
+        missing = load.requests - writer.n_measured
+        warmup_s = max(load.warmup_s - elapsed_s, 0.0) if start_s is None else 0.0
+        counted_s = warmup_s + missing * elapsed_s / writer.n_rows
+        known_s.append((counted_s, counted_s))
+    if not known_s:
+        return None
+    least_s, most_s = (max(min(ends), 0.0) for ends in zip(*known_s, strict=True))
+    return least_s, most_s
 
 
 def _summary(info: StageInfo, writer: StageWriter) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
-import resource
 import signal
 import socket
 import sys
@@ -31,12 +31,15 @@ from fmgauge.load.link import (
     Status,
     Stop,
     Summary,
+    WindowBegins,
+    WindowEnds,
     message_frame,
     rows_frame,
 )
 from fmgauge.load.open_loop import OpenLoopShard
 from fmgauge.records import Row
 from fmgauge.transport import Clock, RealClock, run_event_loop
+from fmgauge.transport.limits import allow_most_descriptors
 
 _ALIVE_EVERY_S = 1.0
 _ALIVE = message_frame(Alive())
@@ -51,7 +54,7 @@ async def run_shard(task: StageTask, shard: Shard, link: Link, clock: Clock) -> 
 def main() -> None:
     """Serve the socket whose descriptor is the only argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end decides
-    _allow_many_sockets()
+    allow_most_descriptors()  # each request in flight needs one
     connection = socket.socket(fileno=int(sys.argv[1]))
     reader = FrameReader(connection)
     while not reader.ended:
@@ -78,12 +81,6 @@ async def _linked(message: Run, link: SocketLink) -> Summary:
         link.detach()
 
 
-def _allow_many_sockets() -> None:
-    """Raise the soft limit on open files to the hard one: each request in flight needs one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 class SocketLink:
     """The worker's side of its socket while a stage runs: never blocks the loop.
 
@@ -96,11 +93,13 @@ class SocketLink:
         self._reader = reader
         self._backlog: deque[bytes] = deque()
         self._attached = False
+        self.window_ends_s = math.inf
 
     def attach(self) -> None:
         """Begin to listen, on the running loop."""
         self._loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[float] = self._loop.create_future()
+        self._window: asyncio.Future[float] = self._loop.create_future()
         self._may_stop = asyncio.Event()
         self._connection.setblocking(False)
         self._loop.add_reader(self._connection.fileno(), self._on_readable)
@@ -118,13 +117,17 @@ class SocketLink:
         self._send(message_frame(Ready()))
         return await self._begun
 
+    async def window_begins(self) -> float:
+        """Wait until the load is steady; from when on to measure, in seconds since the start."""
+        return await self._window
+
     def emit(self, rows: list[Row]) -> None:
         """Give away the rows of requests that have ended."""
         self._send(rows_frame(rows))
 
-    def status(self, phase: str, in_flight: int) -> None:
-        """Tell what is going on, for displays."""
-        self._send(message_frame(Status(phase, in_flight)))
+    def status(self, status: Status) -> None:
+        """Tell what is going on, for displays and for whoever decides when to measure."""
+        self._send(message_frame(status))
 
     async def counted_ended(self) -> None:
         """Tell that nothing of warm-up and window is in flight; wait until all may stop."""
@@ -177,6 +180,11 @@ class SocketLink:
         match message:
             case Begin(origin_s):
                 self._begun.set_result(origin_s)
+            case WindowBegins(start_s, end_s):
+                self.window_ends_s = math.inf if end_s is None else end_s
+                self._window.set_result(start_s)
+            case WindowEnds(end_s):
+                self.window_ends_s = end_s
             case Stop():
                 self._may_stop.set()
 

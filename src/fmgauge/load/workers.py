@@ -35,6 +35,7 @@ from fmgauge.load.link import (
     Summary,
     message_frame,
 )
+from fmgauge.load.steering import Steering
 from fmgauge.transport import Clock
 
 BEGIN_AFTER_S = 0.02  # from the last worker's word that it is ready to the common start
@@ -52,6 +53,10 @@ _RATE_PER_WORKER = 500
 
 class WorkerDied(StepError):
     """A worker ended, or fell silent, before its part of a stage was done."""
+
+
+class EndpointEnded(StepError):
+    """The endpoint that a stage loads has ended, so that there is nothing left to measure."""
 
 
 @dataclass
@@ -183,18 +188,26 @@ class Workers:
         shards: int,
         on_rows: OnRows,
         *,
+        steering: Steering | None = None,
         meanwhile: Callable[[float | None], None] = lambda _: None,
+        ended: Callable[[], str | None] = lambda: None,
         every_s: float = 0.5,
     ) -> tuple[Summary, ...]:
         """Run a stage split over the first `shards` workers; the summary of each.
 
-        `on_rows` gets the rows as they come. `meanwhile(elapsed_s)` is called now and then, with
-        None before the start. Raises WorkerDied as soon as a worker is gone or has been silent for
-        too long, after the last rows of all were given on.
+        `on_rows` gets the rows as they come. `steering` decides when to measure; without one, as
+        the load asks once it is steady.
+        `meanwhile(elapsed_s)` is called now and then, with None before the start. Raises WorkerDied
+        as soon as a worker is gone or has been silent for too long, and EndpointEnded once `ended`,
+        which is asked as often, gives a reason; after the last rows of all were given on. Workers
+        that were ended are replaced.
         """
+        self._replace_ended()
         self._active = self._workers[:shards]
         self._on_rows, self._origin_s = on_rows, 0.0
-        self._meanwhile, self._every_s = meanwhile, every_s
+        self._steering = steering or Steering(task.planned, needed=0)
+        self._ended_s, self._has_report = bytearray(), False
+        self._meanwhile, self._endpoint_ended, self._every_s = meanwhile, ended, every_s
         self._shown_s = self._looked_s = self._clock.now_s()
         for index, worker in enumerate(self._active):
             worker.index, worker.state, worker.summary = index, Run, None
@@ -208,6 +221,13 @@ class Workers:
         self._tell(Stop())
         self._until(Summary)
         return tuple(worker.summary for worker in self._active if worker.summary is not None)
+
+    def _replace_ended(self) -> None:
+        """Start a worker for each that an earlier stage's end took with it."""
+        for index, worker in enumerate(self._workers):
+            if worker.reader.ended:
+                worker.close()
+                self._workers[index] = Worker.start()
 
     def _tell(self, message: Any) -> None:
         for worker in self._active:
@@ -224,6 +244,7 @@ class Workers:
                 for key, _ in ready:
                     self._listen(key.data)
                 self._refuse_silence()
+                self._steer()
                 self._show()
                 time.sleep(_BREATH_S)
 
@@ -262,28 +283,46 @@ class Workers:
 
     def _take(self, worker: Worker, message: Any) -> None:
         if isinstance(message, Status):
-            worker.status = message
+            worker.status, self._has_report = message, True
+            self._ended_s += message.ended_s
         elif not isinstance(message, Alive):
             worker.state = type(message)
             worker.summary = message if isinstance(message, Summary) else None
+
+    def _steer(self) -> None:
+        """Decide by what was reported since the last look, and tell all workers at once."""
+        if not self._has_report or not self._origin_s:
+            return
+        elapsed_s = self._clock.now_s() - self._origin_s
+        decided = self._steering.look(elapsed_s, self.statuses, bytes(self._ended_s))
+        self._has_report = False
+        self._ended_s.clear()
+        if decided is not None:
+            self._tell(decided)
 
     def _show(self) -> None:
         now_s = self._clock.now_s()
         if now_s - self._shown_s >= self._every_s:
             self._shown_s = now_s
             self._meanwhile(now_s - self._origin_s if self._origin_s else None)
+            if reason := self._endpoint_ended():
+                self._end_active(self._active)
+                raise EndpointEnded(reason)
 
     def _obituary(self, dead: Worker, silence: str = "") -> str:
         """Why a worker is gone; all are ended, and the rows that they had finished taken first."""
-        for worker in self._active:
-            if worker is not dead or silence:
-                worker.process.kill()
-        for worker in self._active:
-            while not worker.reader.ended and worker.has_word():
-                self._take_all(worker)
+        self._end_active([one for one in self._active if one is not dead or silence])
         how = silence or dead.how_it_ended()
         told = dead.last_words()
         return f"worker {dead.index + 1} of {len(self._active)} {how}{told and f': {told}'}"
+
+    def _end_active(self, running: Sequence[Worker]) -> None:
+        """End what runs of the stage's workers, and take the rows that all of them had finished."""
+        for worker in running:
+            worker.process.kill()
+        for worker in self._active:
+            while not worker.reader.ended and worker.has_word():
+                self._take_all(worker)
 
 
 def shards_of(planned: PlannedStage, workers: int | None) -> int:

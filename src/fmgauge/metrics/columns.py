@@ -40,14 +40,19 @@ SEED_COLUMNS = (
 )
 COUNTS = (
     *("n_requests", "n_ok", "n_failed", *(f"n_{status}" for status in FAILURES)),
-    *("n_resent", "n_doubtful_counts", "n_unstreamed", "held_back"),
+    *("n_resent", "n_doubtful_counts", "n_unstreamed", "held_back", "n_unsent"),
 )
 CLIENT_COLUMNS = (
-    *("in_flight_max", "achieved_rate_ratio", "held_back"),
+    *("in_flight_max", "achieved_rate_ratio", "held_back", "n_unsent"),
     *("client_cpu_share", "loop_lag_s_p99", "loop_lag_s_max", "client_limited"),
+)
+STEADY_COLUMNS = (
+    *("warmup_s", "warmup_end", "window_end"),
+    *("outstanding_mean", "outstanding_growth", "outstanding_growth_ci_low"),
 )
 _TEXT_COLUMNS = {
     *("experiment_name", "payload_file", "instance_type", "workload", "stage"),
+    *("warmup_end", "window_end"),
     *("model", "endpoint_kind", "kind", "arrivals", "status", "token_source", "client_limited"),
 }
 
@@ -72,7 +77,8 @@ def _columns() -> tuple[str, ...]:
         *SEED_COLUMNS,
         *("workload", "stage", "model", "endpoint_kind", "kind", "arrivals", "request_rate_asked"),
         *("status", "duration_s", "request_rate", "goodput_per_min", "mean_in_flight"),
-        *(name for name in COUNTS if name != "held_back"),
+        *STEADY_COLUMNS,
+        *(name for name in COUNTS if name not in CLIENT_COLUMNS),
         *PRICE_COLUMNS,
         *headline,
         *(column for name in families for column in with_interval(name)),
@@ -90,12 +96,12 @@ def metrics_frame(rows: list[dict[str, Value]]) -> pd.DataFrame:
     """Rows as the metrics table: every column, in order, in its type; empty where a row has none.
 
     Empty is NaN; <NA> for the concurrency, which an open loop does not have; "" for what is said
-    of arrivals and of the client.
+    of arrivals, of the client and of how warm-up and window ended.
     """
     import pandas as pd
 
-    frame = pd.DataFrame(rows, columns=list(METRIC_COLUMNS))
-    frame = frame.fillna({"arrivals": "", "client_limited": ""})
+    texts = dict.fromkeys(("arrivals", "client_limited", "warmup_end", "window_end"), "")
+    frame = pd.DataFrame([{**texts, **row} for row in rows], columns=list(METRIC_COLUMNS))
     whole = {name: "int64" for name in ("instance_count", *COUNTS)}
     maybe = {"concurrency": "Int64"}
     others = _TEXT_COLUMNS | whole.keys() | maybe.keys()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmgauge.load.closed_loop import UNSERVED
-from fmgauge.load.shard import PAUSE_AFTER_REFUSAL_S
 from fmgauge.metrics.columns import ratio
 from fmgauge.metrics.requests import Flags, Floats, Requests, TokenChunks
+from fmgauge.records import PAUSE_AFTER_REFUSAL_S, REFUSALS
+from fmgauge.statistics import GROWTH_BATCHES, growth
 
 if TYPE_CHECKING:
     from fmgauge.config.model import Budgets
@@ -86,9 +87,31 @@ def _in_flight_s(requests: Requests, window_s: Window) -> float:
     return float((share * (finished_s - start_s)).sum())
 
 
+def outstanding(requests: Requests, window_s: Window, *, is_steady_load: bool) -> dict[str, float]:
+    """How many requests were due and not ended, on average, and by how much that grew.
+
+    From the intended instant on, so that what waits for a free place counts. Growth is that of the
+    window's batch means; NaN where the load itself is no constant rate.
+    """
+    edges_s = np.linspace(*window_s, GROWTH_BATCHES + 1)
+    begun_s, ended_s = requests.intended_s, requests.finished_s
+    length_s = ended_s - begun_s
+    seconds = [
+        float((window_share(begun_s, ended_s, (begin, end)) * length_s).sum())
+        for begin, end in itertools.pairwise(edges_s.tolist())
+    ]
+    means = [ratio(one, (window_s[1] - window_s[0]) / GROWTH_BATCHES) for one in seconds]
+    line = growth(means)
+    return {
+        "outstanding_mean": line.mean,
+        "outstanding_growth": line.size if is_steady_load else math.nan,
+        "outstanding_growth_ci_low": line.low if is_steady_load else math.nan,
+    }
+
+
 def mean_paused(requests: Requests, window_s: Window) -> float:
     """How many places of a closed loop stood empty on average, each for a while after a refusal."""
-    refused = np.isnan(requests.sent_s) | np.isin(requests.http_status, UNSERVED)
+    refused = np.isnan(requests.sent_s) | np.isin(requests.http_status, list(REFUSALS))
     pause_s = PAUSE_AFTER_REFUSAL_S + _TIMER_S
     free_s = requests.finished_s[refused]
     share = window_share(free_s, free_s + pause_s, window_s)

@@ -12,7 +12,13 @@ from fmgauge.metrics.columns import FAILURES, Value, ratio
 from fmgauge.metrics.gaps import GapSample
 from fmgauge.metrics.latencies import itl_columns, latencies
 from fmgauge.metrics.prices import prices
-from fmgauge.metrics.rates import StreamedTokens, mean_paused, window_rates, within_limits
+from fmgauge.metrics.rates import (
+    StreamedTokens,
+    mean_paused,
+    outstanding,
+    window_rates,
+    within_limits,
+)
 from fmgauge.metrics.requests import STATUSES, Floats, Requests, read_requests, sending_order
 from fmgauge.pricing import Price
 from fmgauge.records import Batches, StageInfo
@@ -55,7 +61,12 @@ def stage_summary(
     return {
         "status": "ok",
         "duration_s": info.window_end_s - info.window_start_s,
+        "warmup_s": info.window_start_s,
+        "warmup_end": info.warmup_end or "",
+        "window_end": info.window_end or "",
+        "n_unsent": info.n_unsent,
         **rates,
+        **outstanding(requests, window_s, is_steady_load=is_open and info.arrivals != "ramp"),
         **_outcomes(measured),
         **_token_counts(measured),
         **latency,

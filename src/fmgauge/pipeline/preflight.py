@@ -47,13 +47,13 @@ def _key_problems(loaded: LoadedConfig) -> Iterator[Problem]:
 
 def _plan_line(loaded: LoadedConfig) -> str:
     stages = planned_stages(loaded.config)
-    load_s = sum(stage.least_planned_s for stage in stages)
+    least_s = sum(stage.least_planned_s for stage in stages)
+    most_s = sum(stage.most_planned_s or stage.most_warmup_s for stage in stages)
     requests = sum(stage.unplanned_requests for stage in stages)
-    least = "at least " if requests else ""
     until = f" and as long as {requests} requests take" if requests else ""
     return (
         f"{loaded.path}: {len(loaded.config.experiments)} experiment(s), {len(stages)} stages, "
-        f"{least}{duration_text(load_s)} under load{until}, then each stage's drain; "
+        f"{span_text(least_s, most_s)} under load{until}, then each stage's drain; "
         f"{_cost_text(loaded)}"
     )
 
@@ -65,9 +65,10 @@ def _simulated_line(loaded: LoadedConfig) -> Iterator[str]:
 
 
 def _cost_text(loaded: LoadedConfig) -> str:
-    """The least that an hourly price will cost; drains and tokens are not known beforehand."""
+    """What hourly prices will cost, least and most; drains and tokens are not known beforehand."""
     per_token = [e.name for e in loaded.config.experiments if e.instance_type is None]
-    hourly = f"projected cost at least ${projected_spend_usd(loaded):.4f}, drains on top"
+    least_usd, most_usd = projected_spend_usd(loaded)
+    hourly = f"projected cost ${least_usd:.4f} to ${most_usd:.4f}, drains on top"
     if not per_token:
         return hourly
     tokens = f"the tokens of {', '.join(per_token)}, which nobody knows beforehand"
@@ -82,6 +83,12 @@ def _workload_line(prepared: PreparedWorkload) -> str:
         f"{prepared.name}: {prepared.kept} prompts of {prepared.min_prompt_tokens} to "
         f"{prepared.max_prompt_tokens} tokens ({prepared.tokenizer}{approximate})"
     )
+
+
+def span_text(least_s: float, most_s: float) -> str:
+    """The least and the most that something takes, such as `20 s to 1 min 20 s`."""
+    least, most = duration_text(least_s), duration_text(most_s)
+    return least if least == most else f"{least} to {most}"
 
 
 def duration_text(seconds: float) -> str:

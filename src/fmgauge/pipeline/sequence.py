@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fmgauge.config import load_config, planned_stages
 from fmgauge.decision import read_decision
-from fmgauge.deploy import announcements, clean_up, hold_lease
+from fmgauge.deploy import RunInUse, announcements, clean_up, hold_lease
 from fmgauge.errors import ConfigError, FmgaugeError, StepError
 from fmgauge.pipeline.display import Display, display_for
 from fmgauge.pipeline.notebooks import (
@@ -55,7 +55,7 @@ def run_pipeline(
     run_id = _named_run(resume) if resume else ""
     plan = check_loaded(loaded)
     run = _resumed(config_path, overrides, run_id) if resume else _begun(config_path, overrides)
-    with held(run.folder / ".pipeline.lock", f"works on {run.run_id}"):
+    with held(run.pipeline_lock_path, f"works on {run.run_id}"):
         return _run_to_end(run, plan, called, f"{called} run {_as_typed(config_path, overrides)}")
 
 
@@ -76,7 +76,15 @@ def _run_to_end(run: Run, plan: Sequence[str], called: str, command: str) -> int
 
 
 def rebuild_report(run: Run, *, called: str = "fmgauge") -> int:
-    """Compute a run's metrics and report anew from its records; the exit code as for a run."""
+    """Compute a run's metrics and report anew from its records; the exit code as for a run.
+
+    Raises StepError where a pipeline works on the run.
+    """
+    with held(run.pipeline_lock_path, f"works on {run.run_id}"):
+        return _rebuild_report(run, called)
+
+
+def _rebuild_report(run: Run, called: str) -> int:
     display = display_for(run)
     try:
         with _logged(run), StopSignal() as stop:
@@ -215,13 +223,19 @@ def _changed(run: Run, name: str, state: str, display: Display) -> None:
 
 
 def _clean_up(run: Run, display: Display, called: str) -> tuple[str, ...]:
-    """Notebook 6, and should it fail, its one call from here; what is left running."""
+    """Notebook 6, and should it fail, its one call from here; what is left running.
+
+    Where somebody loads the run's endpoints by hand, that is the reason why they are left.
+    """
     try:
         _run_notebook(run, CLEAN_UP, display, stop=None)
     except (StepError, OSError) as error:
         display.say(str(error))
     finally:
-        left = clean_up(run).left
+        try:
+            left = clean_up(run).left
+        except RunInUse:  # notebook 6 said which process that is
+            left = ("what another process uses",)
         for name in left:
             display.say(f"STILL RUNNING: {name}. Run `{called} clean-up {run.run_id}` again.")
     return left

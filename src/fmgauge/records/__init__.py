@@ -11,6 +11,8 @@ from fmgauge.records.files import (
 )
 from fmgauge.records.locks import held
 from fmgauge.records.nouns import (
+    PAUSE_AFTER_REFUSAL_S,
+    REFUSALS,
     ClientUse,
     Endpoint,
     Payload,
@@ -19,6 +21,8 @@ from fmgauge.records.nouns import (
     StageInfo,
     StageKey,
     Status,
+    WarmupEnd,
+    WindowEnd,
 )
 from fmgauge.records.rows import (
     ROW_FIELDS,
@@ -38,6 +42,8 @@ from fmgauge.records.stages import (
 )
 
 __all__ = [
+    "PAUSE_AFTER_REFUSAL_S",
+    "REFUSALS",
     "ROW_FIELDS",
     "Batches",
     "ClientUse",
@@ -50,6 +56,8 @@ __all__ = [
     "StageKey",
     "StageWriter",
     "Status",
+    "WarmupEnd",
+    "WindowEnd",
     "held",
     "open_stage",
     "read_endpoints",

@@ -16,6 +16,7 @@ from typing import TextIO
 from fmgauge.errors import StepError
 
 _POLL_S = 0.1
+_LOOK_S = 0.1  # longer than `holder` keeps a lock that it looks at
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def held(path: Path, what: str, *, patience_s: float = 0.0) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as lock:
-        for _ in range(int(patience_s / _POLL_S)):
+        for _ in range(round(max(patience_s, _LOOK_S) / _POLL_S)):
             if _taken(lock):
                 break
             time.sleep(_POLL_S)
@@ -40,9 +41,21 @@ def held(path: Path, what: str, *, patience_s: float = 0.0) -> Iterator[None]:
         yield
 
 
-def _taken(lock: TextIO) -> bool:
+def holder(path: Path) -> str | None:
+    """The living process that holds the lock at `path`, as "process 123"; None where none does.
+
+    The text of the lock file stays as it is. A lock that is free is taken for an instant.
+    """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with path.open() as lock:
+            return None if _taken(lock, fcntl.LOCK_SH) else _written_in(lock)
+    except FileNotFoundError:
+        return None
+
+
+def _taken(lock: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -50,8 +63,11 @@ def _taken(lock: TextIO) -> bool:
     return True
 
 
-def _refused(lock: TextIO, what: str) -> StepError:
+def _written_in(lock: TextIO) -> str:
     lock.seek(0)
-    holder = lock.read().strip()
-    process = f"process {holder}" if holder else "another process"
-    return StepError(f"{process} {what}. Wait until it has ended, or end it")
+    process_id = lock.read().strip()
+    return f"process {process_id}" if process_id else "another process"
+
+
+def _refused(lock: TextIO, what: str) -> StepError:
+    return StepError(f"{_written_in(lock)} {what}. Wait until it has ended, or end it")

@@ -57,6 +57,17 @@ class Endpoint:
     resource: str | None = None  # the ledger's name for what this run created
 
 
+REFUSALS = frozenset((429, *range(500, 600)))
+"""HTTP status codes of answers that cost a server next to nothing: it is full, or it failed."""
+PAUSE_AFTER_REFUSAL_S = 0.1
+"""For how long a place of a closed loop stands empty after one, or without a connection."""
+WarmupEnd = Literal["steady", "capped", "overloaded"]
+"""Why a stage's warm-up ended: the load was steady, it took too long, or a backlog grew."""
+WindowEnd = Literal["asked", "extended", "capped", "overloaded"]
+"""Why its window ended: as asked, later with all requests that its budgets need, at the longest
+that was allowed and without them, or early because a backlog grew."""
+
+
 @dataclass(frozen=True, slots=True)
 class StageKey:
     """Which stage: one load level of one workload against one experiment."""
@@ -76,6 +87,7 @@ class ClientUse:
     cpu_share: float  # of one core, from the window's start until all that was due in it ended
     loop_lag_p99_s: float  # by how much stamps were late in that time, beyond 1 % of it or of them
     loop_lag_max_s: float
+    ran_out_of: str = ""  # what the machine had too few of for a connection, such as local ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,9 @@ class StageInfo:
     workers: int = 1
     client: ClientUse | None = None
     held_back: int = 0  # measured requests that waited because max_in_flight was reached
+    n_unsent: int = 0  # due in the window, and never sent because the client was too slow
+    warmup_end: WarmupEnd | None = None  # None of a stage that was measured before these existed
+    window_end: WindowEnd | None = None
 
     @property
     def key(self) -> StageKey:

@@ -15,10 +15,10 @@ from fmgauge.decision import (
     Budget,
     Recommendation,
     StageVerdict,
-    behind_caveat,
-    client_caveat,
     edge_caveat,
+    left_out_sentence,
     next_edge_caveat,
+    standing,
 )
 from fmgauge.metrics import NO_RECORDS, PER_TOKEN
 from fmgauge.pricing import Price
@@ -241,7 +241,7 @@ def summary(material: Material) -> Markdown:
     workload = code(material.workload)
     if recommendation.chosen is None:
         none = Markdown("{}results no experiment {} for dataset {}. {}")
-        lacks = _lacks(recommendation, "meets every budget")
+        lacks = _lacks(material, recommendation, "meets every budget")
         return none.fill(opening, lacks, workload, recommendation.reason)
     provided = Markdown(
         "{}results the best price performance for dataset {} is provided by the {}."
@@ -249,10 +249,16 @@ def summary(material: Material) -> Markdown:
     return provided.fill(opening, workload, _provider(material, recommendation.chosen))
 
 
-def _lacks(recommendation: Recommendation, words: str) -> str:
-    """`words`, or what is lacking where budgets are met and no price is known."""
-    closest = recommendation.closest
-    return "can be recommended" if closest and closest.meets_budgets else words
+def _lacks(material: Material, recommendation: Recommendation, words: str) -> str:
+    """`words`, or what is lacking where a stage meets every budget and cannot be chosen."""
+    met = any(stage.meets_budgets for stage in _of_instance(material, recommendation))
+    return "can be recommended" if met else words
+
+
+def _of_instance(material: Material, recommendation: Recommendation) -> list[StageVerdict]:
+    """The stages among which a recommendation chose."""
+    stages, kind = material.stage_verdicts(recommendation.workload), recommendation.instance_type
+    return [stage for stage in stages if kind in (None, stage.instance_type)]
 
 
 def _models(material: Material) -> Markdown:
@@ -304,7 +310,9 @@ def details(material: Material) -> Markdown:
         answer,
         _few(row["n_requests"]),
         edge_caveat(chosen, material.stage_verdicts(material.workload)),
+        *(caveat.long for caveat in chosen.caveats),
         _caveats(material, chosen),
+        left_out_sentence(chosen, material.stage_verdicts(material.workload)),
         _runner_up(material, chosen),
         _ramps(material),
         "This is one run: how much another would differ, it cannot tell.",
@@ -326,8 +334,6 @@ def _caveats(material: Material, stage: StageVerdict) -> Markdown:
     held = f"max_in_flight held {wording.plural(row['held_back'], 'request')} back there."
     return sentences(
         "These figures are simulated." if simulated else "",
-        behind_caveat(row),
-        client_caveat(row),
         held if row["held_back"] else "",
         doubtful_counts(row),
     )
@@ -363,7 +369,7 @@ def _mean_latency(row: Row) -> str:
 
 
 def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
-    """The cheapest stage of another experiment within every budget, beside the chosen one."""
+    """The cheapest valid stage of another experiment within every budget, and its price."""
     others = [
         stage
         for stage in material.stage_verdicts(material.workload)
@@ -373,7 +379,9 @@ def _runner_up(material: Material, chosen: StageVerdict) -> Markdown:
         return Markdown("It is the only experiment of this run.")
     if not others:
         return Markdown("No other experiment was found to meet every budget.")
-    second = min(others, key=_price_of)
+    second = min(others, key=standing)
+    if not second.is_valid:
+        return Markdown("No other experiment has a valid stage that meets every budget.")
     if second.price_per_txn is None:
         return Markdown("No other experiment meets every budget at a known price.")
     next_best = Markdown("Next is {} at {}: {} per 10,000, {}.").fill(
@@ -437,16 +445,20 @@ def failed_criteria(material: Material) -> Markdown:
     if not failed:
         total = Markdown("No experiment run failed a configured performance criterion: {}.")
         total = total.fill(criteria)
-    notes = "".join(_notes_on_failed(material.metrics, len(run) - len(failed)))
+    n_invalid = sum(s.meets_budgets and not s.is_valid for s in material.decision.stages)
+    notes = "".join(_notes_on_failed(material.metrics, len(run) - len(failed), n_invalid))
     return Markdown(total + notes + (SEE_TABLE if missed else ""))
 
 
-def _notes_on_failed(metrics: pd.DataFrame, n_undecided: int) -> Iterator[str]:
+def _notes_on_failed(metrics: pd.DataFrame, n_undecided: int, n_invalid: int) -> Iterator[str]:
     """The stages that neither failed a criterion nor met them all, by what kept them from it."""
     n_without_records = int((metrics["status"] == NO_RECORDS).sum())
     n_not_run = int((metrics["status"] != "ok").sum()) - n_without_records
     if n_undecided:
         yield f" For {n_undecided} more, what was measured does not decide a criterion."
+    if n_invalid:
+        verbs = "meets every budget and is" if n_invalid == 1 else "meet every budget and are"
+        yield f" {wording.plural(n_invalid, 'stage')} {verbs} not valid."
     if n_not_run:
         yield f" {n_not_run} more could not be run."
     if n_without_records:
@@ -525,14 +537,14 @@ def recommendation_sentence(material: Material, recommendation: Recommendation) 
     place = _place(recommendation.instance_type or "")
     if recommendation.chosen is None:
         none = "No option {} {} for the {} dataset. {}"
-        lacks = _lacks(recommendation, "stays within every budget")
+        lacks = _lacks(material, recommendation, "stays within every budget")
         return Markdown(none).fill(place, lacks, payload, recommendation.reason)
     chosen = recommendation.chosen
     return sentences(
         _best_option(material, chosen, place, payload),
         _achieved(material.row(chosen), _level(chosen)),
-        behind_caveat(material.row(chosen)),
-        client_caveat(material.row(chosen)),
+        *(caveat.long for caveat in chosen.caveats),
+        left_out_sentence(chosen, _of_instance(material, recommendation)),
         doubtful_counts(material.row(chosen)),
     )
 
@@ -616,8 +628,8 @@ def _read_prices(material: Material) -> Markdown:
     ).fill(
         "Each row is a load level of the only candidate."
         if len(material.experiments) == 1
-        else "Each row is a candidate at its cheapest load level within every budget, or where "
-        "there is none, at the one that misses fewest budgets.",
+        else "Each row is a candidate at its cheapest valid load level within every budget, or "
+        "where there is none, at the one that misses fewest budgets.",
         Markdown(lines[min(2, n_budget_lines(material))]),
     )
 

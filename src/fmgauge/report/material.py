@@ -5,7 +5,7 @@ Knows which files hold what; computes nothing and words nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -85,6 +85,11 @@ class Material:
     def row(self, stage: StageVerdict) -> Row:
         """The metrics of one stage, by column."""
         return self._rows[stage.experiment, stage.workload, stage.stage]
+
+    def rows(self, stages: Iterable[StageVerdict]) -> pd.DataFrame:
+        """The metrics of several stages, in the order of the metrics table."""
+        wanted = {(stage.experiment, stage.workload, stage.stage) for stage in stages}
+        return self.metrics[[key in wanted for key in self._rows]]
 
     def stage_verdicts(self, workload: str, experiment: str | None = None) -> list[StageVerdict]:
         """Verdicts on the stages of one workload, and of one experiment where it is named."""

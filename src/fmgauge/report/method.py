@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fmgauge.config.model import ClosedLoop, Load, OpenLoop
-from fmgauge.decision import rate_behind
-from fmgauge.metrics import PERCENTILES, client_causes
+from fmgauge.decision import CAVEAT_CODES, StageVerdict
+from fmgauge.metrics import PERCENTILES
 from fmgauge.report import wording
 from fmgauge.report.escaping import Markdown, code, joined, sentences
 from fmgauge.report.load_levels import CLOSED, OPEN, kinds_of, labels_of
-from fmgauge.report.material import Material, Row, cut_off, rows_of
+from fmgauge.report.material import Material, Row, cut_off
 from fmgauge.statistics import samples_needed
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def how_measured(material: Material) -> list[Markdown]:
     """How the figures came about, one item each."""
     return [
         _window(material),
-        *_client_limits(material.metrics),
+        *_caveats(material),
         *_held_back(material.metrics),
         *_resent(material.metrics),
         *_doubtful_counts(material.metrics),
@@ -114,7 +114,6 @@ def _window(material: Material) -> Markdown:
         _load_not_held(material),
         _kept_schedule(material.metrics),
         _above_asked(material.metrics),
-        _fell_behind(material.metrics),
         _read_late(material.metrics),
     )
 
@@ -194,17 +193,6 @@ def _above_asked(metrics: pd.DataFrame) -> str:
     )
 
 
-def _fell_behind(metrics: pd.DataFrame) -> Markdown:
-    """The open-loop stages that served clearly less than was sent; nothing where all kept up."""
-    behind = metrics[[rate_behind(row) is not None for row in rows_of(metrics)]]
-    if behind.empty:
-        return Markdown("")
-    return Markdown(
-        "**The endpoint fell behind** for {}: fewer requests were served in the window than were "
-        "sent, so the longer such a load lasts, the longer answers take."
-    ).fill(_stages(behind))
-
-
 def _read_late(metrics: pd.DataFrame) -> str:
     """How late the client read answers, by its own measure, in the worst stage."""
     lag_s = float(metrics["loop_lag_s_p99"].max())
@@ -232,15 +220,9 @@ def _stages(metrics: pd.DataFrame) -> Markdown:
 # --- what limits the figures --------------------------------------------------------------------
 
 
-def stage_notes(row: Row) -> str:
+def stage_notes(row: Row, stage: StageVerdict) -> str:
     """What a reader of one stage's figures has to know; nothing of most stages."""
-    notes = []
-    if row["client_limited"]:
-        notes.append(f"the client was the bottleneck: {row['client_limited']}")
-    rates = rate_behind(row)
-    if rates is not None:
-        sent, served = map(wording.whole, rates)
-        notes.append(f"fell behind: served {served} of {sent} requests/s sent")
+    notes = [caveat.short for caveat in stage.caveats]
     if row["held_back"] > 0:
         notes.append(f"{row['held_back']:,} held back by max_in_flight")
     if row["n_resent"] > 0:
@@ -252,22 +234,23 @@ def stage_notes(row: Row) -> str:
     return "; ".join(notes)
 
 
-def _client_limits(metrics: pd.DataFrame) -> Iterator[Markdown]:
-    """The stages whose client was the bottleneck, by cause; the table of all has the numbers."""
-    causes = metrics["client_limited"].map(client_causes).explode().dropna()
-    told = [
-        Markdown("{} for {}.").fill(
-            f"{cause[0].upper()}{cause[1:]}", _stages(metrics.loc[causes.index[causes == cause]])
-        )
-        for cause in causes.unique()
-    ]
-    if told:
-        yield sentences(
-            Markdown("**The client was the bottleneck.**"),
-            *told,
-            "These figures are partly those of the machine that sent the load: distrust them. The "
-            "table of all stages has the numbers.",
-        )
+def _caveats(material: Material) -> Iterator[Markdown]:
+    """Each caveat with the stages that have it; the table of all stages has the numbers."""
+    for code_of_caveat in CAVEAT_CODES:
+        found = {
+            stage: caveat
+            for stage in material.decision.stages
+            for caveat in stage.caveats
+            if caveat.code == code_of_caveat
+        }
+        if found:
+            caveat = next(iter(found.values()))
+            name = f"{caveat.name[0].upper()}{caveat.name[1:]}"
+            yield sentences(
+                Markdown("**{}** for {}.").fill(name, _stages(material.rows(found))),
+                caveat.meaning,
+                "These stages are not valid." if caveat.is_invalid else "",
+            )
 
 
 def _held_back(metrics: pd.DataFrame) -> Iterator[Markdown]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fmgauge.decision import Budget, StageVerdict, shortfall
+from fmgauge.decision import Budget, StageVerdict, standing
 from fmgauge.report import wording
 from fmgauge.report.drawing import (
     BLUE,
@@ -37,6 +37,7 @@ _KINDS = {
     "meets": "within every budget",
     "misses": "not within every budget",
     "ramp": "a ramp, no level to choose",
+    "invalid": "not valid",
 }
 _STYLES: dict[str, dict[str, Any]] = {
     "winner": {"color": BLUE},
@@ -44,6 +45,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "meets": {"color": GREY},
     "misses": {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.8},
     "ramp": {"facecolor": "white", "edgecolor": GREY, "hatch": "....", "linewidth": 0.8},
+    "invalid": {"facecolor": "white", "edgecolor": GREY, "hatch": "xxxx", "linewidth": 0.8},
 }
 _BESIDE: dict[str, Any] = {
     **LABEL,
@@ -109,7 +111,7 @@ def _title(material: Material) -> str:
 def _bars(material: Material) -> list[_Bar]:
     stages = material.stage_verdicts(material.workload)
     if len(material.experiments) > 1:
-        stages = _best_stages(stages, material.recommendation.closest)
+        stages = _best_stages(stages)
     tall = len(stages) <= _MOST_TALL_ROWS
     names = short_names([experiment.name for experiment in material.experiments], 30)
     bars = [
@@ -124,27 +126,10 @@ def _bars(material: Material) -> list[_Bar]:
     return sorted(bars, key=lambda bar: bar.price)
 
 
-def _best_stages(
-    stages: Sequence[StageVerdict], closest: StageVerdict | None
-) -> list[StageVerdict]:
-    """Each experiment's cheapest stage within every budget, else the one that came closest.
-
-    A ramp stands only for an experiment that has nothing else.
-    """
+def _best_stages(stages: Sequence[StageVerdict]) -> list[StageVerdict]:
+    """The stage that stands for each experiment: the one that the decision prefers."""
     names = dict.fromkeys(stage.experiment for stage in stages)
-    return [
-        min(
-            (s for s in stages if s.experiment == name),
-            key=lambda s: (s.is_ramp, s != closest, *_misses(s)),
-        )
-        for name in names
-    ]
-
-
-def _misses(stage: StageVerdict) -> tuple[int, int, float, float]:
-    """The decision's own order: cheapest first within the budgets, else what came closest."""
-    missed = (0, 0, 0.0) if stage.meets_budgets else shortfall(stage)
-    return *missed, _price(stage)
+    return [min((s for s in stages if s.experiment == name), key=standing) for name in names]
 
 
 def _price(stage: StageVerdict) -> float:
@@ -154,6 +139,8 @@ def _price(stage: StageVerdict) -> float:
 def _kind(stage: StageVerdict, material: Material) -> str:
     if stage == material.recommendation.chosen:
         return "winner"
+    if not stage.is_valid:
+        return "invalid"
     if stage == material.recommendation.closest:
         return "closest"
     if stage.is_ramp:
@@ -168,7 +155,7 @@ def _label(stage: StageVerdict, name: str, tall: bool) -> str:
 
 
 def _shortcomings(stage: StageVerdict, material: Material) -> str:
-    """A line of label with the budgets that a stage misses or leaves undecided; "" without any."""
+    """A line of label with the budgets that a stage misses, and what makes it invalid, if any."""
     if material.row(stage)["status"] != "ok":
         return ""
     names = {budget.metric: budget.label for budget in material.decision.budgets}
@@ -179,6 +166,7 @@ def _shortcomings(stage: StageVerdict, material: Material) -> str:
         for verdict, words in verdicts.items()
         if any(c.verdict == verdict for c in stage.checks)
     ]
+    parts += [caveat.name for caveat in stage.invalid_because[:1]]
     return f"\n{shortened('; '.join(parts), 38)}" if parts else ""
 
 

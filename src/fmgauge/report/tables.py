@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmgauge.config.model import Experiment, LlamacppEndpoint
 from fmgauge.config.simulated import Faults
-from fmgauge.decision import BudgetCheck, StageVerdict, column_of, rate_behind
+from fmgauge.decision import BudgetCheck, StageVerdict, column_of
 from fmgauge.metrics import PERCENTILES
 from fmgauge.records import Endpoint
 from fmgauge.report import wording
@@ -151,7 +151,7 @@ def stages_table(material: Material) -> Markdown:
     )
     stages = material.decision.stages
     rows = [_stage_row(material.row(stage), stage) for stage in stages]
-    notes = [stage_notes(material.row(stage)) for stage in stages]
+    notes = [stage_notes(material.row(stage), stage) for stage in stages]
     if not any(notes):
         return table(columns, rows)
     noted = ([*row, note or "none"] for row, note in zip(rows, notes, strict=True))
@@ -194,11 +194,9 @@ def _verdict(row: Row, stage: StageVerdict) -> str:
     if row["status"] != "ok":
         return NOT_RUN
     verdicts = {check.verdict for check in stage.checks}
-    if "FAIL" in verdicts:
-        return "missed"
-    if "UNDECIDED" in verdicts:
-        return "undecided"
-    return "met, but fell behind" if rate_behind(row) else "met"
+    words = {"FAIL": "missed", "UNDECIDED": "undecided", "PASS": "met"}
+    verdict = next(word for name, word in words.items() if name in verdicts)
+    return verdict if stage.is_valid else f"{verdict}, not valid"
 
 
 def failures_table(material: Material) -> Markdown | None:
@@ -291,7 +289,8 @@ def _state(endpoint: Endpoint | None) -> Markdown:
         return Markdown("never brought up")
     if endpoint.error is None:
         return escaped(endpoint.state)
-    return Markdown("{}: {}").fill(endpoint.state, code(shortened(endpoint.error, _LONGEST_ERROR)))
+    words = "{} ({})" if endpoint.state == "ready" else "{}: {}"  # a busy server is kept
+    return Markdown(words).fill(endpoint.state, code(shortened(endpoint.error, _LONGEST_ERROR)))
 
 
 def _settings(experiment: Experiment) -> Iterator[str]:

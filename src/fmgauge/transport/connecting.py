@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
+from fmgauge.transport.limits import ran_out_of
 from fmgauge.transport.origin import Origin
 from fmgauge.transport.proxies import Proxy, proxy_for
 from fmgauge.transport.tls import client_context, handshake_problem
@@ -23,6 +24,14 @@ from fmgauge.transport.tls import client_context, handshake_problem
 _HEAD_START_S = 0.25  # RFC 8305, section 5
 _TURNS_TO_NOTICE = 16  # of the loop, from a socket's being connected to its protocol's being ready
 P = TypeVar("P", bound=asyncio.Protocol)
+
+
+class RanOut(OSError):
+    """This machine had no descriptor or no port for another connection: no fault of the server."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"this machine ran out of {what}")
+        self.what = what
 
 
 class Connector:
@@ -52,6 +61,7 @@ class Connector:
         self._tls = client_context(environ) if origin.tls else None
         self._answered: ssl.SSLObject | None = None
         self._lookup = asyncio.Lock()
+        self._has_connected = False
         if self._proxy is not None and not origin.tls:
             self.request_line_prefix = f"http://{origin.authority}".encode()
             self.extra_headers = self._proxy.authorization
@@ -132,8 +142,11 @@ class Connector:
             connected = await start_connection(self.addresses, happy_eyeballs_delay=_HEAD_START_S)
         except (OSError, RuntimeError) as error:  # RuntimeError: uvloop's word for a broken socket
             number = error.errno if isinstance(error, OSError) else None
+            if lacking := ran_out_of(number, has_connected=self._has_connected):
+                raise RanOut(lacking) from error
             reason = os.strerror(number) if number else str(error)
             raise OSError(f"{self._proxy or self._origin.authority}: {reason}") from error
+        self._has_connected = True
         with suppress(OSError):  # reset since: whoever writes to it finds out
             answered = connected.getpeername()
             self.addresses.sort(key=lambda address: address[4] != answered)

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, cast
 import httptools
 
 from fmgauge.transport.clock import Clock
-from fmgauge.transport.connecting import Connector
+from fmgauge.transport.connecting import Connector, RanOut
 from fmgauge.transport.origin import Origin
 from fmgauge.transport.turns import Turns
 
@@ -152,6 +152,7 @@ class Client:
         self._open: set[_Connection] = set()
         self._in_flight: dict[Exchange, _Connection | asyncio.Task[None]] = {}
         self._spare: asyncio.Task[None] | None = None
+        self.ran_out_of: set[str] = set()  # what this machine had too few of for a connection
         self._timer: asyncio.Handle | None = None
         parts_s = (timeouts.total_s, timeouts.first_byte_s, timeouts.between_bytes_s)
         self._shortest_s = min(part_s for part_s in parts_s if part_s is not None)
@@ -268,6 +269,8 @@ class Client:
         except TimeoutError as error:
             self.break_off(exchange, Failure("timeout", str(error)), self.now_s())
         except OSError as error:
+            if isinstance(error, RanOut):
+                self.ran_out_of.add(error.what)
             failure = Failure("connection_error", f"cannot connect: {error}")
             self.break_off(exchange, failure, self.now_s())
         else:
