@@ -184,11 +184,12 @@ def _schedule(client: Fmgauge, trial: Trial, rate: float) -> Schedule:
         duration_s=asked.seconds,
         warmup_s=asked.warmup_s,
     )
-    counted = set(records.loc[records["phase"] != "drain", "request_id"])
-    seen = trial.truth.rows[trial.truth.rows["request_id"].isin(counted)]
+    measured = records[records["phase"] == "measured"]
+    seen = trial.truth.rows[trial.truth.rows["request_id"].isin(set(measured["request_id"]))]
     received_s = seen["received_s"].sort_values().to_numpy()
     seed = stage_seed(info.seed, info.key, info.replication)
-    return schedule_of(load, rate, seed, records, received_s)
+    window_s = (info.window_start_s, info.window_end_s)
+    return schedule_of(load, rate, seed, measured, window_s, received_s)
 
 
 def two_workers(options: Options) -> list[Row]:

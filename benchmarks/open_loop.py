@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fmgauge.config.model import OpenLoop
-from fmgauge.load.arrivals import arrivals_s
+from fmgauge.load.arrivals import window_arrivals
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,14 @@ class Schedule:
 
 
 def schedule_of(
-    load: OpenLoop, request_rate: float, seed: int, records: pd.DataFrame, received_s: np.ndarray
+    load: OpenLoop,
+    request_rate: float,
+    seed: int,
+    measured: pd.DataFrame,
+    window_s: tuple[float, float],
+    received_s: np.ndarray,
 ) -> Schedule:
-    """Compare the made schedule, the sends of the records, and the arrivals at the server.
+    """Compare the window's schedule, the sends of its records, and their arrivals at the server.
 
     `received_s` are the server's instants of the same requests, ascending. Poisson arrivals have
     exponential gaps, so what was intended is tested (Kolmogorov-Smirnov) against that distribution
@@ -39,24 +44,35 @@ def schedule_of(
     """
     from scipy import stats
 
-    intended = arrivals_s(load, request_rate, seed=seed)
-    counted = records[records["phase"] != "drain"]
-    due = np.sort(counted["intended_at_s"].to_numpy())
-    delay = (counted["sent_at_s"] - counted["intended_at_s"]).to_numpy()
+    intended = _scheduled(load, request_rate, seed, window_s)
+    due = np.sort(measured["intended_at_s"].to_numpy())
+    delay = (measured["sent_at_s"] - measured["intended_at_s"]).to_numpy()
     exponential = stats.expon(scale=1 / request_rate)
     uniform = stats.uniform(received_s[0], received_s[-1] - received_s[0])
-    sent = np.sort(counted.loc[counted["sent_at_s"].notna(), "intended_at_s"].to_numpy())
+    sent = np.sort(measured.loc[measured["sent_at_s"].notna(), "intended_at_s"].to_numpy())
     return Schedule(
         n_intended=intended.size,
         n_sent=_n_found(intended, sent),
         n_early=int((delay < 0).sum()),
-        rate=intended.size / (load.warmup_s + (load.duration_s or 0.0)),
+        rate=intended.size / (window_s[1] - window_s[0]),
         ks_p_intended=float(stats.kstest(np.diff(due), exponential.cdf).pvalue),
         ks_p_server=float(stats.kstest(received_s[1:-1], uniform.cdf).pvalue),
         delay_p50_s=float(np.nanquantile(delay, 0.5)),
         delay_p99_s=float(np.nanquantile(delay, 0.99)),
         delay_max_s=float(np.nanmax(delay)),
     )
+
+
+def _scheduled(
+    load: OpenLoop, request_rate: float, seed: int, window_s: tuple[float, float]
+) -> np.ndarray:
+    """The schedule's instants within the window, in seconds since the stage's start."""
+    chunks = window_arrivals(load, request_rate, seed=seed)
+    taken = [window_s[0] + next(chunks)]
+    while taken[-1][-1] < window_s[1]:
+        taken.append(window_s[0] + next(chunks))
+    intended = np.concatenate(taken)
+    return intended[intended < window_s[1]]
 
 
 def _n_found(intended: np.ndarray, sent: np.ndarray) -> int:

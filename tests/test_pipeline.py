@@ -16,6 +16,7 @@ import yaml
 from conftest import QUICKSTART, processes_of, small_overrides, until
 from fmgauge.config import planned_stages
 from fmgauge.deploy import bring_up
+from fmgauge.errors import ConfigError
 from fmgauge.pipeline.notebooks import NOTEBOOKS, notebooks_folder
 from fmgauge.pipeline.preflight import preflight
 from fmgauge.pipeline.sequence import missing_steps
@@ -268,14 +269,14 @@ def test_a_plan_of_known_length_is_told_as_such(end):
 
     said = planned_with(load)
 
-    assert ", 14 s under load, then each stage's drain; projected cost at least $" in said
+    assert ", 14 s to 56 s under load, then each stage's drain; projected cost $" in said
 
 
 def test_a_plan_that_only_a_count_ends_is_told_as_the_least_that_it_takes():
     """The warm-up of its two stages is known, the price of that time, and the requests."""
     said = planned_with("{kind: closed_loop, concurrency: [1], requests: 10, warmup_s: 3}")
 
-    told = ", at least 6 s under load and as long as 20 requests take, then each stage's drain; "
+    told = ", 6 s to 6 min 24 s under load and as long as 20 requests take, then each stage's drain"
     assert told in said
 
 
@@ -283,7 +284,41 @@ def test_a_plan_whose_rate_tells_how_long_its_count_takes_is_told_as_such():
     """Two stages of 10 requests at 2 a second, after 3 seconds of warm-up: 8 seconds each."""
     said = planned_with("{kind: open_loop, request_rate: [2], requests: 10, warmup_s: 3}")
 
-    assert ", 16 s under load, then each stage's drain; projected cost at least $" in said
+    assert ", 16 s to 1 min 4 s under load, then each stage's drain; projected cost $" in said
+
+
+@pytest.mark.parametrize(
+    ("load", "told"),
+    [
+        (
+            "{kind: closed_loop, concurrency: [1, 1000000], duration_s: 6}",
+            r"experiments\.0\.load\.0\.concurrency\.1: 1000000 requests in flight need as many "
+            r"local ports: \d+ exist\. Lower it",
+        ),
+        (
+            "{kind: open_loop, request_rate: [1], max_in_flight: 1000000, duration_s: 6}",
+            r"experiments\.0\.load\.0\.max_in_flight: 1000000 requests in flight need as many",
+        ),
+    ],
+)
+def test_more_connections_than_this_machine_has_are_refused(load, told):
+    """Before anything is started, with file, line, key and remedy."""
+    with pytest.raises(ConfigError, match=told):
+        planned_with(load)
+
+
+def test_more_connections_than_a_worker_may_open_are_refused(tmp_path):
+    """With a hard limit of 200 open files, 150 in flight are too many for one worker."""
+    config = Path(shutil.copy(QUICKSTART, tmp_path))
+    command = [
+        *("prlimit", "--nofile=200:200", sys.executable, "-m", "fmgauge.cli", "check", str(config)),
+        *("--offline", "--set", "budgets.spend_usd=null", "--set", "run.workers=1"),
+        *("--set", "experiments.0.load.0.concurrency=[150]"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert "150 connections of one worker need as many open files: 136 may be" in done.stderr
 
 
 def papermill_one(name: str, config: Path, cwd: Path) -> None:

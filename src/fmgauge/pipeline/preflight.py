@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmgauge.config import LoadedConfig, load_config, planned_stages
+from fmgauge.config.model import OpenLoop
+from fmgauge.config.yaml_text import Location
 from fmgauge.deploy import preset_problems
 from fmgauge.errors import ConfigError, Problem
 from fmgauge.load import api_key_of
+from fmgauge.load.workers import shards_of
 from fmgauge.pricing import price_problems, projected_spend_usd
 from fmgauge.runs import check_results_dir
+from fmgauge.transport.limits import most_descriptors, most_ports
 from fmgauge.workloads import PreparedWorkload, check_workloads
+
+_OWN_DESCRIPTORS = 64  # of a worker, beside those of its connections
 
 
 def preflight(
@@ -26,7 +33,12 @@ def preflight(
 
 def check_loaded(loaded: LoadedConfig, *, offline: bool = False) -> list[str]:
     """Check the prices and data of a config that is already read; lines as `preflight` gives."""
-    problems = [*price_problems(loaded), *_key_problems(loaded), *preset_problems(loaded)]
+    problems = [
+        *price_problems(loaded),
+        *_key_problems(loaded),
+        *preset_problems(loaded),
+        *_client_problems(loaded),
+    ]
     if problems:
         raise ConfigError(*problems)
     check_results_dir(loaded)
@@ -43,6 +55,28 @@ def _key_problems(loaded: LoadedConfig) -> Iterator[Problem]:
             location = ("experiments", index, "endpoint", "api_key_env")
             found = error.problems[0]
             yield loaded.problem(location, found.problem, found.remedy)
+
+
+def _client_problems(loaded: LoadedConfig) -> Iterator[Problem]:
+    """Loads of more connections than this machine gives a client."""
+    experiments = loaded.config.experiments
+    for planned in planned_stages(loaded.config):
+        load, index = planned.load, experiments.index(planned.experiment)
+        location: Location = ("experiments", index, "load", planned.experiment.load.index(load))
+        if isinstance(load, OpenLoop):
+            places, location = load.max_in_flight or 0, (*location, "max_in_flight")
+        else:
+            places = planned.concurrency or 0
+            location = (*location, "concurrency", load.concurrency.index(places))
+        workers = shards_of(planned, loaded.config.run.workers)
+        sockets, files = math.ceil(places / workers), most_descriptors() - _OWN_DESCRIPTORS
+        if places > most_ports():
+            problem = f"{places} requests in flight need as many local ports: {most_ports()} exist"
+            yield loaded.problem(location, problem, "Lower it")
+        elif sockets > files:
+            problem = f"{sockets} connections of one worker need as many open files: {files} may be"
+            remedy = "Lower it, raise the hard limit (ulimit -Hn), or give run.workers"
+            yield loaded.problem(location, problem, remedy)
 
 
 def _plan_line(loaded: LoadedConfig) -> str:
