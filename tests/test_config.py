@@ -532,7 +532,7 @@ def test_an_address_is_taken_in_ascii(address, taken):
 
 
 @pytest.mark.parametrize(
-    ("host", "told"),
+    ("host", "why"),
     [
         ("bücher..example", "is not a host name"),
         (f"{'ü' * 58}", "is not a host name"),
@@ -542,12 +542,12 @@ def test_an_address_is_taken_in_ascii(address, taken):
         ("例え。jp", "may stand for several host names"),
     ],
 )
-def test_a_host_that_has_no_one_name_in_dns_is_refused(host, told):
+def test_a_host_that_has_no_one_name_in_dns_is_refused(host, why):
     """A name that IDNA refuses, or would change into another, says how to write it."""
     problem = refusal(changed("http://127.0.0.1:8000/v1", f"http://{host}/v1"))
 
     assert problem == (
-        f'config.yml:11: experiments.0.endpoint.base_url: "{host}" {told}. Write it as DNS has it, '
+        f'config.yml:11: experiments.0.endpoint.base_url: "{host}" {why}. Write it as DNS has it, '
         "like example.com, or xn--bcher-kva.example for bücher.example"
     )
 

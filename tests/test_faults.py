@@ -263,18 +263,17 @@ def test_faults_leave_the_others_answers_whole(faulty: Faulty) -> None:
 def test_faults_never_add_to_the_concurrency(faulty: Faulty) -> None:
     """However requests end, the server never gets one more than asked for while others go on.
 
-    One that the client has given up is over for it, though the server may hear of that later.
+    One that the client has left is over for it, though the server may hear of that later.
     """
-    given_up_at_s = {
+    left_at_s = {
         record.request_id: faulty.outcome.origin_s + record.finished_at_s
         for record in faulty.outcome.records
-        if record.status in ("timeout", "cancelled")
     }
     steps = []
     for truth in faulty.truths:
         ended_at_s = truth.finished_at_s
         if truth.outcome in ("client_left", None):
-            ended_at_s = given_up_at_s[truth.request_id]
+            ended_at_s = left_at_s[truth.request_id]
         steps += [(truth.arrived_at_s, 1), (ended_at_s, -1)]
     in_flight = list(accumulate(step for _, step in sorted(steps)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -174,3 +175,34 @@ def test_a_pipeline_leaves_what_is_loaded_by_hand(
     notebook.kill()
     notebook.communicate()
     assert fmgauge("clean-up", folder.name).returncode == 0
+
+
+def test_a_server_that_is_killed_stops_its_stage_and_is_brought_up_on_resume(
+    loading: Callable[[float], Path], fmgauge: Done
+) -> None:
+    """Its records are kept aside, the stage counts as not run, and --resume measures it."""
+    folder = loading(4)
+    stages = folder / "requests" / "one" / "plain"
+    second = stages / ".concurrency-2.partial"
+    until(second.exists)
+
+    (server,) = (p for p in processes_of(folder) if "simulated_server" in " ".join(p.cmdline()))
+    pipeline = pipeline_of(folder)
+    server.kill()
+    until(lambda: pipeline.status() == psutil.STATUS_ZOMBIE)  # this test's own child
+    (row,) = (r for r in metrics_rows(folder) if r["stage"] == "concurrency-2")
+    kept = stages.joinpath("concurrency-2.failed", "failure.json").exists()
+    resumed = fmgauge("run", "config.yml", "--resume", folder.name)
+
+    assert kept
+    assert row["status"].startswith(f"not run: its server ended (process {server.pid})")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert {row["status"] for row in metrics_rows(folder)} == {"ok"}
+    assert servers_created(folder) == ["simulated-one-1", "simulated-one-2"]
+    assert statuses(folder) == {"ok"}
+
+
+def metrics_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv."""
+    with (folder / "metrics.csv").open() as table:
+        return list(csv.DictReader(table))

@@ -821,6 +821,14 @@ def test_the_last_event_says_that_it_was_all() -> None:
     assert decoder.verdict(200, cut=Cut("truncated", "closed")) == ("ok", None)
 
 
+def test_an_answer_that_nothing_dates_needs_the_end_of_its_body() -> None:
+    """Where no token has an instant, a time-out's would be the answer's: it has failed instead."""
+    decoder = decoded(ended("completed"), api="responses")
+
+    assert (len(decoder.token_at_s), decoder.text) == (0, "ab")
+    assert decoder.verdict(200, cut=Cut("timeout", "why")) == ("timeout", "why")
+
+
 def test_a_response_without_its_last_event_is_truncated() -> None:
     """Text alone is no whole answer."""
     assert decoded(*TEXT_EVENTS, api="responses").verdict(200)[0] == "truncated"

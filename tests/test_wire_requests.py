@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmgauge.config import load_config
+from fmgauge.config.model import OpenaiEndpoint
 from fmgauge.errors import ConfigError, StepError
 from fmgauge.records import Endpoint, Payload
 from fmgauge.wire import RequestTemplate, request_template, usage_is_optional
@@ -207,6 +208,30 @@ def test_the_head_names_path_host_and_id(api: str) -> None:
         "accept-encoding": "identity",
         "x-request-id": "r-1",
     }
+
+
+@pytest.mark.parametrize(
+    ("address", "line", "host"),
+    [
+        ("http://bücher.example:81/v1", "/v1/chat/completions", "xn--bcher-kva.example:81"),
+        ("http://例え.jp/v1", "/v1/chat/completions", "xn--r8jz45g.jp"),
+        ("http://h/größe", "/gr%C3%B6%C3%9Fe/chat/completions", "h"),
+    ],
+)
+def test_the_head_of_a_request_to_any_address_of_a_config_is_ascii(
+    address: str, line: str, host: str, tmp_path: Path
+) -> None:
+    """An internationalized host is named in its IDNA form, a path is percent-encoded."""
+    config = tmp_path / "config.yml"
+    text = CONFIG.format(api="chat", field="top_k").replace("http://h/v1", address)
+    config.write_text(text, encoding="utf-8")
+    asked = load_config(config).config.experiments[0].endpoint
+    assert isinstance(asked, OpenaiEndpoint)
+
+    template = request_template(endpoint(base_url=asked.base_url), PLAIN)
+
+    found, headers, _ = parsed(template.filled("r-1", None))
+    assert (found, headers["host"]) == (f"POST {line} HTTP/1.1", host)
 
 
 def test_the_request_carries_the_key_and_its_template_does_not_show_it() -> None:

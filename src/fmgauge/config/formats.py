@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic_core import PydanticCustomError
 
@@ -17,6 +17,9 @@ _NAME_REMEDY = (
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ROUTE = re.compile(r"((?:/chat)?/completions)/*$", re.IGNORECASE)
 _ADDRESS_REMEDY = "Write it like http://localhost:8000/v1"
+_HOST_REMEDY = (
+    "Write it as DNS has it, like example.com, or xn--bcher-kva.example for bücher.example"
+)
 
 
 def folder_name(value: str) -> str:
@@ -35,7 +38,7 @@ def variable_name(value: str) -> str:
 
 
 def server_address(value: str) -> str:
-    """`value`, if it is an http or https address with neither credentials nor a query."""
+    """`value` in ASCII, if it is an http or https address with neither credentials nor a query."""
     if "@" in value:  # never shown: what stands before it is a secret
         remedy = "Remove them, and name the variable that holds the key in api_key_env"
         raise refused("holds credentials", remedy)
@@ -49,7 +52,7 @@ def server_address(value: str) -> str:
     if route:
         remedy = f"Cut {route[1]} off: it is added to the address when a request is sent"
         raise refused(f"{_quoted(value)} goes on after the API's base", remedy)
-    return value
+    return _in_ascii(value)
 
 
 def _has_valid_host(address: str) -> bool:
@@ -59,6 +62,23 @@ def _has_valid_host(address: str) -> bool:
     except ValueError:  # an unclosed [, or a port that is no number from 0 to 65535
         return False
     return bool(parts.hostname) and port != 0 and not re.search(r"[\s\\]", address)
+
+
+def _in_ascii(address: str) -> str:
+    """`address` as DNS and HTTP take it: its host in IDNA, its path percent-encoded."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    try:
+        encoded = host.encode("idna")
+    except UnicodeError:
+        raise refused(f"{_quoted(host)} is not a host name", _HOST_REMEDY) from None
+    if address.isascii():
+        return address
+    if encoded.decode("idna") != host:  # such as faß.example, which would become fass.example
+        raise refused(f"{_quoted(host)} may stand for several host names", _HOST_REMEDY)
+    authority = parts.netloc.lower().replace(host, encoded.decode())
+    path = re.sub(r"[^\x00-\x7f]+", lambda found: quote(found[0]), parts.path)
+    return f"{parts.scheme}://{authority}{path}"
 
 
 def finite_json(value: Any) -> Any:

@@ -5,7 +5,6 @@ endpoints or budgets' verdicts. A latency runs from the instant a request was se
 also from the instant at which the schedule wanted to send it.
 """
 
-from fmgauge.metrics.client import client_causes
 from fmgauge.metrics.columns import (
     FAILURES,
     METRIC_COLUMNS,
@@ -34,7 +33,6 @@ __all__ = [
     "PER_TOKEN",
     "SEED_COLUMNS",
     "STATISTICS",
-    "client_causes",
     "compute_metrics",
     "experiment_costs",
     "metrics_frame",

@@ -19,27 +19,10 @@ if TYPE_CHECKING:
 # late by less than a tenth of the time to first token that is allowed changes no verdict.
 MOST_SEND_DELAY_S = 0.010  # at the 99th percentile, or
 MOST_SEND_DELAY_OF_TTFT_LIMIT = 0.10  # of the tightest limit on TTFT, where that is more
-LATE_SHARE = 0.01  # of the requests: beyond the 99th percentile
+LATE_SHARE = 0.01  # of the requests, sent late or never: beyond the 99th percentile
 MOST_LOOP_LAG_S = 0.005  # at the 99th percentile
 MOST_CPU_SHARE = 0.9  # of one core
 LEAST_HELD = 0.99  # of a closed loop's concurrency, on average
-
-_CAUSES = {  # by words that every reason of that cause has
-    "requests were sent more than": "requests were sent late",
-    "event loop was late by": "the client's event loop was late",
-    "of a core": "the client used up its core",
-    "in flight on average": "too few requests were in flight",
-}
-
-
-def client_causes(client_limited: str) -> list[str]:
-    """The causes behind the reasons of `client_limited`, which has numbers of one stage in them."""
-    reasons = client_limited.split("; ") if client_limited else []
-    return list(dict.fromkeys(map(_cause, reasons)))
-
-
-def _cause(reason: str) -> str:
-    return next((cause for words, cause in _CAUSES.items() if words in reason), reason)
 
 
 def client_columns(
@@ -54,7 +37,7 @@ def client_columns(
     """What the client had to do, whether its schedule was kept, and where it was the bottleneck."""
     asked = (info.request_rate or math.nan) * (info.window_end_s - info.window_start_s)
     use = info.client
-    reasons = [*_late_sends(measured, _most_send_delay_s(budgets)), *_overload(info)]
+    reasons = [*_late_sends(info, measured, _most_send_delay_s(budgets)), *_overload(info)]
     if holds_level:
         reasons += _slack(info, mean_in_flight, mean_paused)
     return {
@@ -73,15 +56,33 @@ def _most_send_delay_s(budgets: Budgets) -> float:
     return max(MOST_SEND_DELAY_S, MOST_SEND_DELAY_OF_TTFT_LIMIT * tightest)
 
 
-def _late_sends(measured: Requests, most_s: float) -> Iterator[str]:
-    """Whether more than one in a hundred was late, which says what a 99th percentile would."""
+def _late_sends(info: StageInfo, measured: Requests, most_s: float) -> Iterator[str]:
+    """Whether more than one in a hundred was sent late or never, as a 99th percentile would say."""
     late = measured.own_delay_s > most_s  # a limit in flight was asked for
-    n_late, n = int(late.sum()), int(np.isfinite(measured.sent_s).sum())
-    if n_late <= LATE_SHARE * n:
+    n_late, n_unsent = int(late.sum()), info.n_unsent
+    n = int(np.isfinite(measured.sent_s).sum()) + n_unsent
+    if n_late + n_unsent <= LATE_SHARE * n:
         return
-    n_connecting = int((late & (measured.connected_s > measured.intended_s)).sum())
-    because = f" ({n_connecting} of them waited for a connection)" if n_connecting else ""
-    yield f"{n_late} of {n} requests were sent more than {_milliseconds(most_s)} late{because}"
+    if n_late:
+        n_connecting = int((late & (measured.connected_s > measured.intended_s)).sum())
+        because = f" ({n_connecting:,} of them waited for a connection)" if n_connecting else ""
+        late_by = f"more than {_milliseconds(most_s)} late"
+        yield f"{n_late:,} of {n:,} requests were sent {late_by}{because}"
+    if n_unsent:
+        unsent = f"{n_unsent:,} of {n:,} requests were never sent, because the client was too slow"
+        yield f"{unsent}{_achieved(info, len(measured))}"
+
+
+def _achieved(info: StageInfo, n_requests: int) -> str:
+    """The rate that was reached instead of the one that was asked for, where there was one."""
+    length_s = info.window_end_s - info.window_start_s
+    if not info.request_rate or not length_s:
+        return ""
+    return f": it achieved {_rate(n_requests / length_s)} of {_rate(info.request_rate)} requests/s"
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
 
 
 def _overload(info: StageInfo) -> Iterator[str]:
@@ -92,6 +93,8 @@ def _overload(info: StageInfo) -> Iterator[str]:
         yield f"the client's event loop was late by {_milliseconds(lag_s)} at the 99th percentile"
     if cpu_share > MOST_CPU_SHARE:
         yield f"the client used {100 * cpu_share:.0f} % of a core"
+    if info.client.ran_out_of:
+        yield f"the client ran out of {info.client.ran_out_of}"
 
 
 def _slack(info: StageInfo, mean_in_flight: float, mean_paused: float) -> Iterator[str]:

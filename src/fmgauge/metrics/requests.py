@@ -86,9 +86,8 @@ def _floats(column: pa.Array[Any]) -> Floats:
 class Requests:
     """The columns of a stage's requests. Seconds; NaN where something did not happen.
 
-    A request that streamed, with two different token instants, ends with its last token; any other
-    when it was finished. NaN where a latency is undefined: TTFT without a token, TPOT of one token
-    or without streaming.
+    A request ends with its last token; one without any token's instant, when it was finished. NaN
+    where a latency is undefined: TTFT without a token, TPOT of one token or without streaming.
     """
 
     measured: Flags
@@ -114,13 +113,12 @@ class Requests:
     def of(cls, records: pa.RecordBatch, chunks: TokenChunks) -> Self:
         """The columns of some records, in their order."""
         first_s, last_s = _first_and_last(chunks)
-        streamed = chunks.streamed
         finished_s = _floats(records.column("finished_at_s"))
         by_server = _is(records, "token_source", "server")
         return cls(
             measured=_is(records, "phase", "measured"),
             status=_places(records.column("status"), STATUSES),
-            streamed=streamed,
+            streamed=chunks.streamed,
             hit_limit=_is(records, "finish_reason", "length"),
             counted_by_server=by_server,
             doubtful=by_server & _impossible(records, chunks),
@@ -130,7 +128,7 @@ class Requests:
             sent_s=_floats(records.column("sent_at_s")),
             held_back_s=_floats(records.column("held_back_at_s")),
             first_token_s=first_s,
-            end_s=np.where(streamed, last_s, finished_s),
+            end_s=np.where(np.isnan(last_s), finished_s, last_s),
             finished_s=finished_s,
             prompt_tokens=_floats(records.column("prompt_tokens")),
             output_tokens=_floats(records.column("output_tokens")),

@@ -116,7 +116,8 @@ class Decoder(ABC):
 
         An HTTP error wins over all else, then an error that the server sent inside its answer, then
         a connection cut short, unless the stream had already said that it was done: whatever held
-        back the end of the body then, no token was missing.
+        back the end of the body then, no token was missing. An answer without any token's instant
+        needs the end of its body, because nothing else says when it had come.
         """
         if self._sse is not None or self._json is not None:
             self._end(whole=cut is None)
@@ -134,7 +135,7 @@ class Decoder(ABC):
         return "ok", None
 
     def _said_all(self) -> bool:
-        return self._done and self.finish_reason is not None
+        return self._done and self.finish_reason is not None and bool(self._stamps)
 
     def _http_error(self, http_status: int) -> str:
         shown = self._start_of_body() or self.error
