@@ -125,6 +125,68 @@ def test_open_loop_stages_are_named_by_rate_and_arrivals():
 
 
 @pytest.mark.parametrize(
+    ("loads", "names"),
+    [
+        (
+            ["kind: closed_loop, concurrency: [2]", f"{CLOSED}, think_time_s: 0.5"],
+            ["concurrency-2", "concurrency-1", "concurrency-2-think-0.5"],
+        ),
+        (
+            [f"{OPEN}, arrivals: gamma, burstiness: {shape}" for shape in (0.3, 2)],
+            [
+                f"rate-{rate}-gamma-burstiness-{shape}"
+                for shape in ("0.3", "2")
+                for rate in ("0.5", "2")
+            ],
+        ),
+        (
+            ["kind: open_loop, request_rate: [2]", f"{OPEN}, max_in_flight: 8"],
+            ["rate-2", "rate-0.5", "rate-2-at-most-8"],
+        ),
+        (
+            [
+                f"kind: open_loop, request_rate: [2], arrivals: ramp, ramp_to_rate: {to}"
+                for to in (4, 8)
+            ],
+            ["rate-2-ramp-to-4", "rate-2-ramp-to-8"],
+        ),
+    ],
+)
+def test_loads_of_one_level_are_named_by_what_tells_them_apart(loads, names):
+    """Think time, burstiness, cap, a ramp's end: named only where a name would stand twice."""
+    config = load(changed(f"{{{CLOSED}}}", "\n      - ".join(f"{{{one}}}" for one in loads)))
+    stages = [stage for stage in planned_stages(config) if stage.experiment.name == "one"]
+
+    assert [stage.name for stage in stages if stage.workload.name == "short"] == names
+
+
+@pytest.mark.parametrize(
+    ("given", "most_s"),
+    [
+        ("duration_s: 9", (4 * 14.0 - 9.0, 4 * 14.0)),
+        ("duration_s: 9, warmup_max_s: 20", (20.0, 4 * 14.0)),
+        ("duration_s: 9, duration_max_s: 10", (4 * 14.0 - 9.0, 4 * 14.0 - 9.0 + 10.0)),
+        ("duration_s: 9, warmup_max_s: 7, duration_max_s: 10", (7.0, 17.0)),
+        ("requests: 100", (4 * 65.0 - 60.0, None)),
+        ("requests: 100, duration_max_s: 30", (4 * 65.0 - 60.0, 4 * 65.0 - 60.0 + 30.0)),
+    ],
+)
+def test_a_stage_takes_at_most_four_times_what_was_asked_or_its_own_limits(given, most_s):
+    """The longest warm-up, and the longest that warm-up and window take together."""
+    stage = planned_stages(load(changed("duration_s: 9", given)))[0]
+
+    assert (stage.most_warmup_s, stage.most_planned_s) == most_s
+
+
+def test_a_ramp_takes_no_longer_than_its_warm_up_makes_it():
+    """Its window has the length that was asked for, whatever duration_max_s says."""
+    ramp = "kind: open_loop, request_rate: [2], arrivals: ramp, ramp_to_rate: 4, duration_s: 9"
+    stage = planned_stages(load(changed(CLOSED, f"{ramp}, duration_max_s: 90")))[0]
+
+    assert stage.most_window_s(5.0) == 9.0
+
+
+@pytest.mark.parametrize(
     ("given", "labels"),
     [
         (CLOSED, ["1 in flight", "2 in flight"]),
@@ -739,6 +801,18 @@ CROSS = {
         "warmup_s: 2, ramp_up_s: 2.5",
         "config.yml:15: experiments.0.load.0.ramp_up_s: 2.5 would reach into the window: it is "
         "above warmup_s, which is 2. Lower it, or raise warmup_s",
+    ),
+    "a longest warm-up below the least": (
+        "duration_s: 9",
+        "duration_s: 9, warmup_max_s: 4",
+        "config.yml:15: experiments.0.load.0.warmup_max_s: 4 is below warmup_s, which is 5. "
+        "Raise it, or lower warmup_s",
+    ),
+    "a longest window below the least": (
+        "duration_s: 9",
+        "duration_s: 9, duration_max_s: 8.5",
+        "config.yml:15: experiments.0.load.0.duration_max_s: 8.5 is below duration_s, which is 9. "
+        "Raise it, or lower duration_s",
     ),
     "users who think for the whole window": (
         "duration_s: 9",

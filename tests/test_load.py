@@ -501,6 +501,19 @@ def test_dead_endpoint_is_not_hammered(run_loop: Callable[..., Outcome]) -> None
     assert len(outcome.records) <= 2 * (outcome.finished_at_s / 0.1 + 1)
 
 
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "500 Error", "502 Bad Gateway"])
+def test_server_that_refuses_at_once_is_not_hammered(
+    run_loop: Callable[..., Outcome], status: str
+) -> None:
+    """An answer that costs the server nothing frees its place only after a pause."""
+    with ScriptedServer(_reply_of(response(status, b"no"))) as server:
+        outcome = run_loop(server.base_url)
+
+    assert {record.http_status for record in outcome.records} == {int(status[:3])}
+    assert outcome.measured
+    assert len(outcome.records) <= 2 * (outcome.finished_at_s / 0.1 + 1)
+
+
 # --- runs ----------------------------------------------------------------------------------------
 
 

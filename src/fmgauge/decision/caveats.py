@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any, Literal, get_args
 
 from fmgauge.decision.amounts import plain_number
+from fmgauge.statistics import Growth
 
 CaveatCode = Literal[
     "fell_behind",
@@ -24,7 +25,6 @@ CaveatCode = Literal[
 ]
 CAVEAT_CODES: tuple[CaveatCode, ...] = get_args(CaveatCode)
 
-_LEAST_GROWTH = 0.1  # of the mean number unanswered, below which a growth matters to no figure
 _LEAST_LATENCIES = 10  # mean latencies that a window should hold
 
 
@@ -156,14 +156,11 @@ def _found(row: Mapping[str, Any]) -> Iterator[Caveat]:
 
 
 def _backlog_grew(row: Mapping[str, Any]) -> bool:
-    """Whether clearly more requests were unanswered at the window's end than at its start.
+    """Whether more requests were unanswered at the window's end than chance has it.
 
-    Beyond chance by the bound, beyond what changes figures by the share, and beyond what Poisson
-    arrivals of the window do by themselves. NaN, of closed loops and ramps, is never above.
+    NaN, of closed loops and ramps, is never above.
     """
-    growth, n_due = row["outstanding_growth"], row["n_requests"] + row["n_unsent"]
-    return bool(
-        row["outstanding_growth_ci_low"] > 0
-        and growth > _LEAST_GROWTH * row["outstanding_mean"]
-        and growth > 2 * math.sqrt(n_due)
+    line = Growth(
+        row["outstanding_growth"], row["outstanding_growth_ci_low"], row["outstanding_mean"]
     )
+    return bool(line.is_backlog(row["n_requests"] + row["n_unsent"]))

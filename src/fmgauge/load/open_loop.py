@@ -161,6 +161,7 @@ class OpenLoopShard(StageShard):
     def _complete_window(self) -> None:
         """Send what came due just now; count the rest, and leave out what is overdue after it."""
         now_s = self._clock.now_s()
+        self._look_for_window(now_s)
         while self._phase == "measured":
             if now_s - self._due_s <= _SENT_LATE_S:
                 self._arrived()

@@ -206,7 +206,8 @@ class Workers:
         self._active = self._workers[:shards]
         self._on_rows, self._origin_s = on_rows, 0.0
         self._steering = steering or Steering(task.planned, needed=0)
-        self._ended_s, self._has_report = bytearray(), False
+        self._ended_s, self._reports = bytearray(), set[int]()
+        self._has_news = False
         self._meanwhile, self._endpoint_ended, self._every_s = meanwhile, ended, every_s
         self._shown_s = self._looked_s = self._clock.now_s()
         for index, worker in enumerate(self._active):
@@ -283,7 +284,8 @@ class Workers:
 
     def _take(self, worker: Worker, message: Any) -> None:
         if isinstance(message, Status):
-            worker.status, self._has_report = message, True
+            worker.status, self._has_news = message, True
+            self._reports.add(worker.index)
             self._ended_s += message.ended_s
         elif not isinstance(message, Alive):
             worker.state = type(message)
@@ -291,11 +293,11 @@ class Workers:
 
     def _steer(self) -> None:
         """Decide by what was reported since the last look, and tell all workers at once."""
-        if not self._has_report or not self._origin_s:
+        if not self._has_news or len(self._reports) < len(self._active):
             return
         elapsed_s = self._clock.now_s() - self._origin_s
         decided = self._steering.look(elapsed_s, self.statuses, bytes(self._ended_s))
-        self._has_report = False
+        self._has_news = False
         self._ended_s.clear()
         if decided is not None:
             self._tell(decided)

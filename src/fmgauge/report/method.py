@@ -57,7 +57,7 @@ def load_shapes(material: Material) -> list[str]:
     loads = [load for experiment in material.experiments for load in experiment.load]
     return [
         f"{_closed(load) if isinstance(load, ClosedLoop) else _open(load)}, {_measured(load)} "
-        f"after {wording.limit(load.warmup_s)} s of warm-up"
+        f"after at least {wording.limit(load.warmup_s)} s of warm-up"
         for load in dict.fromkeys(loads)
     ]
 
@@ -90,7 +90,8 @@ def _measured(load: Load) -> str:
     count = wording.plural(load.requests, "request") if load.requests else ""
     if load.duration_s is None:
         return f"{count} measured"
-    time = f"{wording.limit(load.duration_s)} s measured"
+    least = "" if isinstance(load, OpenLoop) and load.arrivals == "ramp" else "at least "
+    time = f"{least}{wording.limit(load.duration_s)} s measured"
     return f"{time}, or {count} where they come first," if count else time
 
 
@@ -109,12 +110,27 @@ def _window(material: Material) -> Markdown:
     return sentences(
         _loops(material.metrics),
         sent,
+        _took(material.metrics),
         _kept_in_flight(material),
         _waiting_users(material.metrics),
         _load_not_held(material),
         _kept_schedule(material.metrics),
         _above_asked(material.metrics),
         _read_late(material.metrics),
+    )
+
+
+def _took(metrics: pd.DataFrame) -> str:
+    """How long warm-ups and windows were, which the load decides; nothing where none was run."""
+    run = metrics[metrics["status"] == "ok"]
+    if run.empty:
+        return ""
+    warmups, windows = (
+        wording.span(run[name].min(), run[name].max()) for name in ("warmup_s", "duration_s")
+    )
+    return (
+        f"Warm-ups took {warmups} s and windows {windows} s: a stage is measured once its load is "
+        "steady, and until it has the requests that the budgets need."
     )
 
 

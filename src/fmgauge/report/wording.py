@@ -77,6 +77,12 @@ def usd_total(value: float) -> str:
     return f"${value:.{1 - math.floor(math.log10(abs(value)))}f}"
 
 
+def span(low: float, high: float) -> str:
+    """Two numbers of three significant digits as a span: 1 to 13.1, or 3 where they are alike."""
+    least, most = (f"{Decimal(f'{value:.3g}'):f}" for value in (low, high))
+    return least if least == most else f"{least} to {most}"
+
+
 def percent(share: float) -> str:
     """A share as a percentage: 0 %, 3.1 %, 1230 %; 100 % only where nothing lacks."""
     number = f"{share * 100:.3g}"

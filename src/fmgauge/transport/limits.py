@@ -11,9 +11,13 @@ _USUAL_PORTS = 16_384  # IANA's range, which other systems take theirs from
 _WITHOUT_A_LIMIT = 10_240  # macOS refuses more, whatever its hard limit says (its OPEN_MAX)
 
 
-def most_descriptors() -> int:
-    """The most files and sockets that a process may raise its own limit to."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def most_descriptors(hard: int | None = None) -> int:
+    """The most files and sockets that a process may raise its own limit to, below `hard`.
+
+    Without one, this process's hard limit.
+    """
+    if hard is None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _WITHOUT_A_LIMIT if hard == resource.RLIM_INFINITY else hard
 
 
