@@ -121,7 +121,7 @@ def test_a_killed_run_ends_its_servers_and_resumes(started, fmgauge, tmp_path):
 
     done = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in (0, 3), done.stdout + done.stderr
     after = {path: path.stat().st_mtime_ns for path in stages_done(folder)}
     assert len(after) == 8
     assert before.items() <= after.items()

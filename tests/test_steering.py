@@ -14,51 +14,27 @@ import numpy as np
 import pytest
 
 from fmgauge.config import PlannedStage
-from fmgauge.config.model import (
-    Budgets,
-    ClosedLoop,
-    Experiment,
-    Limits,
-    Model,
-    OpenaiEndpoint,
-    OpenLoop,
-    PythonDocsSource,
-)
-from fmgauge.config.model import Workload as WorkloadConfig
+from fmgauge.config.model import Budgets, Limits, OpenLoop
 from fmgauge.load.arrivals import warmup_arrivals, window_arrivals
 from fmgauge.load.link import Status, WindowBegins
 from fmgauge.load.steering import Steering, requests_needed
 from fmgauge.metrics.rates import outstanding, window_share
 from fmgauge.statistics import Growth
+from simulated_runs import closed_loop, open_loop
 
 EVERY_S = 0.1
 Answers = Callable[[np.ndarray], np.ndarray]
 """Instants at which requests are due to those at which they have ended."""
 
 
-def planned(load: ClosedLoop | OpenLoop, level: float) -> PlannedStage:
-    """One stage of a load."""
-    experiment = Experiment(
-        name="one",
-        model=Model(name="tiny"),
-        endpoint=OpenaiEndpoint(kind="openai", base_url="http://127.0.0.1:1/v1"),
-        workloads=("short",),
-        load=(load,),
-    )
-    source = PythonDocsSource(kind="python_docs")
-    return PlannedStage(experiment, WorkloadConfig(name="short", source=source), load, level)
-
-
 def opened(rate: float, **changes: Any) -> PlannedStage:
     """An open loop with the warm-up of 5 s that is the default, and a window of 30 s."""
-    asked = {"duration_s": 30.0, **changes}
-    return planned(OpenLoop(kind="open_loop", request_rate=(rate,), **asked), rate)
+    return open_loop(rate, **{"warmup_s": 5.0, "duration_s": 30.0, **changes})
 
 
 def closed(concurrency: int, **changes: Any) -> PlannedStage:
     """A closed loop with a warm-up of 5 s and a window of 30 s."""
-    asked = {"duration_s": 30.0, **changes}
-    return planned(ClosedLoop(kind="closed_loop", concurrency=(concurrency,), **asked), concurrency)
+    return closed_loop(concurrency, **{"warmup_s": 5.0, "duration_s": 30.0, **changes})
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def test_a_second_pipeline_goes_on_where_the_first_was_killed(
     pipeline_of(folder).kill()
     done = fmgauge("run", "config.yml", "--resume", folder.name)
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # 3: a busy client's figures
     assert statuses(folder) == {"ok"}
 
 
@@ -196,7 +196,7 @@ def test_a_server_that_is_killed_stops_its_stage_and_is_brought_up_on_resume(
 
     assert kept
     assert row["status"].startswith(f"not run: its server ended (process {server.pid})")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert resumed.returncode in (0, 3), resumed.stdout + resumed.stderr
     assert {row["status"] for row in metrics_rows(folder)} == {"ok"}
     assert servers_created(folder) == ["simulated-one-1", "simulated-one-2"]
     assert statuses(folder) == {"ok"}

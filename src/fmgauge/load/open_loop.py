@@ -133,18 +133,18 @@ class OpenLoopShard(StageShard):
         if left_s <= 0:
             self._timer = self._loop.call_soon(self._send_due)
         else:
-            self._timer = self._loop.call_later(left_s, self._wait)  # timers may fire early
+            self._timer = self._loop.call_later(left_s, self._send_due)
 
     def _send_due(self) -> None:
-        """Send what is due by now, some of it at a time."""
+        """Send what is due by now, some of it at a time; nothing where a timer fired early."""
         if self._stopping:
             return
         now_s = self._clock.now_s()
         for _ in range(_SENT_AT_ONCE):
+            self._look_for_window(now_s)
             if self._due_s > now_s:
                 break
             self._arrived()
-            self._look_for_window(now_s)
         self._wait()
 
     def _arrived(self) -> None:

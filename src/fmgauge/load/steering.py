@@ -76,6 +76,7 @@ class Steering:
             self.needed = min(self.needed, load.requests) if load.duration_s else load.requests
         if self.planned.is_ramp:
             self.needed = 0
+        growth(range(GROWTH_BATCHES))  # scipy is imported now, and not while the load runs
 
     def look(
         self, now_s: float, reports: Sequence[Status], ended_s: bytes = b""
