@@ -37,6 +37,7 @@ sample: .venv/ready ## measure the quickstart and keep its report as results/sam
 
 bench: .venv/ready ## measure the load engine beside its peers, then the limits of make run
 	@$(BIN)/python benchmarks/engine.py --page docs/performance.md $(ARGS)
+	@$(BIN)/python benchmarks/steady.py
 	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/spine.py
 
