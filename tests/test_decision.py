@@ -435,7 +435,9 @@ def test_a_stage_that_was_not_run_never_comes_closest():
 
     assert found.closest is not None
     assert found.closest.concurrency == 2
-    assert found.reason.endswith("no request succeeded: 40 of 40 failed.")
+    assert found.reason.endswith(
+        "no request succeeded: 40 of 40 failed. 1 of 2 stages was not run."
+    )
 
 
 def test_nothing_measured_is_said_plainly():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,8 @@ from fmgauge.records import (
     write_endpoints,
     write_payloads,
 )
-from fmgauge.runs import Run, now_utc, open_run
+from fmgauge.records.locks import holder
+from fmgauge.runs import Run, RunFolder, now_utc, open_run
 from scripted_server import (
     DONE,
     LAST_CHUNK,
@@ -786,6 +788,41 @@ def test_a_released_endpoint_and_that_of_somebody_else_have_not_ended(
             up.release("one")
 
             assert (up.ended("one"), up.ended("remote")) == (None, None)
+
+
+def test_clean_up_of_a_copied_run_leaves_the_server_of_the_original(
+    opened: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The copy's ledger names the process, whose command line names the original's folder."""
+    run = opened(one=SIMULATED)
+    bring_up(run)
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+
+    cleaned = clean_up(RunFolder("copy", copy))
+
+    assert cleaned == CleanUpReport((), (), already_gone=("simulated-one-1",))
+    assert answers(read_endpoints(run.endpoints_path)["one"])
+
+
+def test_endpoints_are_in_use_between_bringing_up_and_loading(opened: Callable[..., Run]) -> None:
+    """From bring-up to the last release: clean-up by another process finds who it is."""
+    run = opened(one=SIMULATED)
+    with serving(run):
+        during = holder(run.use_lock_path)
+
+    assert (during, holder(run.use_lock_path)) == (f"process {os.getpid()}", None)
+
+
+def test_a_ledger_of_a_later_version_is_read(opened: Callable[..., Run]) -> None:
+    """What this version does not know of an event is left out, and the event is not."""
+    run = opened(one=SIMULATED)
+    run.ledger_path.write_bytes(
+        b'{"event":"created","resource_type":"simulated_server","name":"simulated-one-1",'
+        b'"run_id":"run","at":"2030-01-01T00:00:00+00:00","pid":1,"region":"moon"}\n'
+    )
+
+    assert [event.name for event in read_ledger(run.ledger_path)] == ["simulated-one-1"]
 
 
 def test_a_server_that_ended_in_a_load_is_brought_up_again(

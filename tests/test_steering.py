@@ -19,7 +19,7 @@ from fmgauge.load.arrivals import warmup_arrivals, window_arrivals
 from fmgauge.load.link import Status, WindowBegins
 from fmgauge.load.steering import Steering, requests_needed
 from fmgauge.metrics.rates import outstanding, window_share
-from fmgauge.statistics import Growth
+from fmgauge.statistics import Growth, growth
 from simulated_runs import closed_loop, open_loop
 
 EVERY_S = 0.1
@@ -67,15 +67,19 @@ class Played:
 
     @property
     def fell_behind(self) -> bool:
-        """Whether what was outstanding grew over the window, by the figures of the metrics."""
+        """Whether what was outstanding grew over the window."""
+        return self.line.is_backlog(self.n_measured)
+
+    @property
+    def line(self) -> Growth:
+        """How what was outstanding went over the window, by the figures of the metrics."""
         requests: Any = SimpleNamespace(intended_s=self.due_s, finished_s=self.ended_s)
         found = outstanding(requests, self.window_s, is_steady_load=True)
-        line = Growth(
+        return Growth(
             found["outstanding_growth"],
             found["outstanding_growth_ci_low"],
             found["outstanding_mean"],
         )
-        return line.is_backlog(self.n_measured)
 
 
 def play(stage: PlannedStage, answers: Answers, *, seed: int = 1, needed: int = 0) -> Played:
@@ -334,3 +338,43 @@ def test_all_workers_reports_count():
 
     assert steering.look(6.0, reports) is None
     assert steering.look(7.0, [reports[0], Status("warmup", 0)]) == WindowBegins(7.25, 37.25)
+
+
+# --- a backlog that goes away ---------------------------------------------------------------------
+
+
+def draining(stalled_s: float, gap_s: float) -> Answers:
+    """A server that serves one request after the other, the first one only after a stall."""
+
+    def answers(due_s: np.ndarray) -> np.ndarray:
+        free_s, ended_s = stalled_s, np.empty(due_s.size)
+        for place, at_s in enumerate(due_s):
+            free_s = ended_s[place] = max(at_s, free_s) + gap_s
+        return ended_s
+
+    return answers
+
+
+def test_an_earlier_backlog_that_goes_away_in_the_window_is_seen():
+    """A stall of 6 s is worked off at 12 requests/s while 10 come: 10.9/s are served at first."""
+    stage = opened(10.0, arrivals="constant", warmup_s=1.0, duration_s=20.0)
+    played = play(stage, draining(6.0, 1 / 12))
+
+    assert played.line.is_draining(played.n_measured)
+    assert not played.fell_behind
+
+
+@pytest.mark.parametrize("mean_s", [1.0, 5.0, 15.0])
+def test_a_load_that_is_steady_hardly_ever_seems_to_drain(mean_s: float):
+    """At most 2 of 60 seeds, also in a window of two mean latencies."""
+    stage = opened(8.0, arrivals="poisson")
+    runs = [play(stage, scattered(mean_s, 0.6, seed), seed=seed) for seed in range(60)]
+
+    assert sum(run.line.is_draining(run.n_measured) for run in runs) <= 2
+
+
+def test_a_fall_is_a_drain_by_the_limits_of_a_backlog():
+    """From 60 to 20 requests it is, from 60 to 58 it is not, and a rise never."""
+    fall, slight, rise = (growth(np.linspace(60, to, 10)) for to in (20.0, 58.0, 100.0))
+
+    assert [line.is_draining(70) for line in (fall, slight, rise)] == [True, False, False]

@@ -180,6 +180,10 @@ def _clean_up(options: argparse.Namespace) -> int:
             print(f"{run.run_id}: left alone: {in_use}")
             n_in_use += 1
             continue
+        except OSError as error:  # another user's run, for one
+            print(f"{run.run_id}: CANNOT BE LOOKED AT: {error}", file=sys.stderr)
+            n_left += 1
+            continue
         for name in report.ended:
             print(f"{run.run_id}: ended {name}")
         for name in report.left:

@@ -103,6 +103,11 @@ class RunFolder:
         return self.folder / ".load.lock"
 
     @property
+    def use_lock_path(self) -> Path:
+        """Held by whoever needs the run's endpoints, from bringing them up to the last stage."""
+        return self.folder / ".use.lock"
+
+    @property
     def pipeline_lock_path(self) -> Path:
         """Held by the pipeline that works on the run."""
         return self.folder / ".pipeline.lock"

@@ -328,6 +328,23 @@ class Growth:
         scatter = max(times * math.sqrt(n_arrivals), 3 * math.sqrt(2 * self.mean))
         return self.low > 0 and self.size > share * self.mean and self.size > scatter
 
+    def is_draining(self, n_arrivals: float) -> bool:
+        """Whether an earlier backlog goes away, so that more is served than arrives.
+
+        By the limits of a backlog but for the last, since the mean holds what goes away.
+        """
+        return self.falls and -self.size > 2 * math.sqrt(n_arrivals)
+
+    @property
+    def falls(self) -> bool:
+        """Whether the series falls by more than 10 % of its mean, and not by a swing alone."""
+        return self._fall.low > 0 and self._fall.size > 0.1 * self.mean
+
+    @property
+    def _fall(self) -> Growth:
+        """The same line, seen as a fall."""
+        return Growth(-self.size, self.low - 2 * self.size, self.mean)
+
 
 def growth(batch_means: Sample, confidence: float = 0.99) -> Growth:
     """The growth of a series over its whole span, from the means of equally long batches of it.

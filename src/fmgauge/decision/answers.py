@@ -94,11 +94,15 @@ class _Candidate:
 def _recommendation(workload: str, kind: str | None, pool: Sequence[_Candidate]) -> Recommendation:
     """The cheapest of `pool` that is valid and meets every budget, or else what came closest."""
     answer = _answer(workload, kind, sorted(pool, key=lambda one: standing(one.verdict)))
-    missing = sum(candidate.row["status"] == NO_RECORDS for candidate in pool)
-    if not missing:
-        return answer
-    unfinished = f"The run is not finished: {missing} of {len(pool)} stages have no records."
-    return replace(answer, reason=f"{answer.reason} {unfinished}")
+    statuses = [candidate.row["status"] for candidate in pool]
+    parts = [answer.reason]
+    if missing := statuses.count(NO_RECORDS):
+        parts.append(f"The run is not finished: {missing} of {len(pool)} stages have no records.")
+    failed = [status for status in statuses if status not in ("ok", NO_RECORDS)]
+    if failed and answer.closest is not answer.chosen:  # else the reason gives the causes
+        were = "was" if len(failed) == 1 else "were"
+        parts.append(f"{len(failed)} of {len(pool)} stages {were} not run.")
+    return replace(answer, reason=" ".join(parts))
 
 
 def _answer(workload: str, kind: str | None, ordered: Sequence[_Candidate]) -> Recommendation:

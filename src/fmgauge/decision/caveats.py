@@ -57,8 +57,11 @@ _WORDS: Mapping[CaveatCode, _Words] = {
     ),
     "not_steady": _Words(
         "the load was not steady",
-        ("the warm-up reached its longest, {warmup_s} s, before the load was steady",),
-        "Set a higher warmup_max_s.",
+        (
+            "the warm-up reached its longest, {warmup_s} s, before the load was steady",
+            "unanswered requests fell by {fall} in {duration_s} s, with {mean} on average",
+        ),
+        "Set a higher warmup_max_s or warmup_s.",
         is_invalid=True,
     ),
     "nothing_measured": _Words(
@@ -134,7 +137,7 @@ def caveats_of(row: Mapping[str, Any]) -> tuple[Caveat, ...]:
 def _found(row: Mapping[str, Any]) -> Iterator[Caveat]:
     duration_s, latency_s = float(row["duration_s"]), float(row["latency_mean"])
     n_requests = int(row["n_requests"])
-    if _backlog_grew(row):
+    if _growth(row).is_backlog(n_requests + int(row["n_unsent"])):
         growth, mean = float(row["outstanding_growth"]), float(row["outstanding_mean"])
         numbers = {"growth": growth, "mean": mean, "duration_s": duration_s}
         yield Caveat("fell_behind", numbers)
@@ -146,6 +149,9 @@ def _found(row: Mapping[str, Any]) -> Iterator[Caveat]:
         yield Caveat("client_limited", {"reasons": row["client_limited"]})
     if row["warmup_end"] == "capped":
         yield Caveat("not_steady", {"warmup_s": float(row["warmup_s"])})
+    elif _growth(row).is_draining(n_requests + int(row["n_unsent"])):
+        fall, mean = -float(row["outstanding_growth"]), float(row["outstanding_mean"])
+        yield Caveat("not_steady", {"fall": fall, "mean": mean, "duration_s": duration_s})
     if not n_requests:
         yield Caveat("nothing_measured", {"duration_s": duration_s})
     elif row["window_end"] == "capped":
@@ -155,12 +161,7 @@ def _found(row: Mapping[str, Any]) -> Iterator[Caveat]:
         yield Caveat("short_window", {"duration_s": duration_s, "latency_s": latency_s})
 
 
-def _backlog_grew(row: Mapping[str, Any]) -> bool:
-    """Whether more requests were unanswered at the window's end than chance has it.
-
-    NaN, of closed loops and ramps, is never above.
-    """
-    line = Growth(
-        row["outstanding_growth"], row["outstanding_growth_ci_low"], row["outstanding_mean"]
-    )
-    return bool(line.is_backlog(row["n_requests"] + row["n_unsent"]))
+def _growth(row: Mapping[str, Any]) -> Growth:
+    """How unanswered requests grew over the window; NaN, which is above no limit, of most loads."""
+    names = ("outstanding_growth", "outstanding_growth_ci_low", "outstanding_mean")
+    return Growth(*(float(row[name]) for name in names))

@@ -24,7 +24,7 @@ from fmgauge.wire import usage_is_optional
 
 BY_HAND_TTL_S = 1800.0
 HEARTBEAT_S = 2.0
-_KILLED_ENDS_WITHIN_S = 10.0  # a notebook whose pipeline was killed goes on for some seconds
+KILLED_ENDS_WITHIN_S = 10.0  # a notebook whose pipeline was killed goes on for some seconds
 _FIRST_ANSWER_WITHIN_S = 60.0
 _STILL_ANSWERS_WITHIN_S = 10.0
 _ENDS_WITHIN_S = 2.0  # a server whose lease has just expired no longer answers, and ends
@@ -39,7 +39,7 @@ _NO_FAULT = {"fault": "none"}  # a simulated server's own: the first answer is n
 
 
 def bring_up(
-    run: Run, clock: Clock | None = None, *, patience_s: float = _KILLED_ENDS_WITHIN_S
+    run: Run, clock: Clock | None = None, *, patience_s: float = KILLED_ENDS_WITHIN_S
 ) -> list[Endpoint]:
     """Have an endpoint for every experiment that has stages to run, and write endpoints.json.
 

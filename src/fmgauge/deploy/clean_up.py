@@ -6,6 +6,7 @@ Knows the ledger; not endpoints.json, and nothing that the run did not create.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from fmgauge.deploy import local_servers
@@ -13,7 +14,7 @@ from fmgauge.deploy.ledger import LedgerEvent, outstanding, read_ledger
 from fmgauge.deploy.local_kinds import MODULES
 from fmgauge.emulator.lease import RUN_BY_PIPELINE
 from fmgauge.errors import StepError
-from fmgauge.records.locks import holder
+from fmgauge.records.locks import held, holder
 from fmgauge.runs import RunFolder
 
 
@@ -42,8 +43,14 @@ def clean_up(run: RunFolder, *, force: bool = False) -> CleanUpReport:
             f"{user} works on {run.run_id}, so nothing of it was ended. Wait until that process "
             f"has ended, or give `fmgauge clean-up {run.run_id} --force`"
         )
-    events = [event for event in outstanding(read_ledger(run.ledger_path)) if event.owned]
-    outcomes = {event.name: _closed(run, event) for event in events}
+    with ExitStack() as alone:
+        if not force:
+            try:
+                alone.enter_context(held(run.load_lock_path, f"works on {run.run_id}"))
+            except StepError as error:  # somebody came since
+                raise RunInUse(str(error)) from error
+        events = [event for event in outstanding(read_ledger(run.ledger_path)) if event.owned]
+        outcomes = {event.name: _closed(run, event) for event in events}
 
     def with_outcome(wanted: local_servers.Outcome) -> tuple[str, ...]:
         return tuple(name for name, outcome in outcomes.items() if outcome == wanted)
@@ -54,7 +61,9 @@ def clean_up(run: RunFolder, *, force: bool = False) -> CleanUpReport:
 def _user_of(run: RunFolder) -> str | None:
     """The living process that uses the run, this one and the pipeline that runs it aside."""
     own = {f"process {os.getpid()}", f"process {os.environ.get(RUN_BY_PIPELINE)}"}
-    users = (holder(path) for path in (run.pipeline_lock_path, run.load_lock_path))
+    users = (
+        holder(path) for path in (run.pipeline_lock_path, run.use_lock_path, run.load_lock_path)
+    )
     return next((user for user in users if user is not None and user not in own), None)
 
 

@@ -82,7 +82,9 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    return {name: value[name] for name in LedgerEvent.__slots__ if name in value}  # others: later's
 
 
 def outstanding(events: Iterable[LedgerEvent]) -> tuple[LedgerEvent, ...]:

@@ -185,12 +185,17 @@ def close(run: RunFolder, event: LedgerEvent) -> Outcome:
 def _process(run: RunFolder, event: LedgerEvent) -> ProcessId | None:
     """The server's process as the ledger knows it, else the one whose command line names it.
 
-    A process that was planned but not noted as created is found by the second way alone.
+    A process that was planned but not noted as created is found by the second way alone. One whose
+    command line names another folder is that run's: this folder is a copy of it.
     """
+    ready_path = _ready_path(run, event.name)
     noted = _noted_process(event)
-    if noted is not None and processes.running(noted):
-        return noted
-    arguments = [MODULES[event.resource_type], str(_ready_path(run, event.name))]
+    found = None if noted is None else processes.running(noted)
+    if found is not None:
+        own = os.path.realpath(ready_path)
+        is_own = any(os.path.realpath(part) == own for part in found.cmdline())
+        return noted if is_own else None
+    arguments = [MODULES[event.resource_type], str(ready_path)]
     return processes.running_with(arguments)
 
 

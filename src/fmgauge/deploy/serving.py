@@ -11,10 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fmgauge.deploy import local_servers
-from fmgauge.deploy.bring_up import BY_HAND_TTL_S, HEARTBEAT_S, bring_up
+from fmgauge.deploy.bring_up import (
+    BY_HAND_TTL_S,
+    HEARTBEAT_S,
+    KILLED_ENDS_WITHIN_S,
+    bring_up,
+)
 from fmgauge.deploy.local_servers import Server
 from fmgauge.emulator.lease import RUN_BY_PIPELINE, hold
-from fmgauge.records import Endpoint
+from fmgauge.records import Endpoint, held
 from fmgauge.runs import Run
 
 PIPELINE_TTL_S = 10.0
@@ -53,7 +58,11 @@ def serving(run: Run) -> Iterator[Serving]:
     Afterwards an endpoint that was not released lives as long as its lease. Raises what `bring_up`
     does.
     """
-    with hold(run.lease_path, "by hand", BY_HAND_TTL_S, HEARTBEAT_S):
+    uses = f"uses the endpoints of {run.run_id}"
+    with (
+        held(run.use_lock_path, uses, patience_s=KILLED_ENDS_WITHIN_S),
+        hold(run.lease_path, "by hand", BY_HAND_TTL_S, HEARTBEAT_S),
+    ):
         endpoints = {endpoint.experiment: endpoint for endpoint in bring_up(run)}
         yield Serving(run, endpoints, local_servers.noted_servers(run))
 

@@ -60,11 +60,11 @@ class OpenLoopShard(StageShard):
         self._n_due = 0
         self._timer: asyncio.Handle | None = None
         self._is_warm = False
-        self._count_end_s = math.inf  # of the last of `requests`, from the window's start on
+        self._count_end_s = self._last_counted_s(seed)
         warmup = warmup_arrivals(self._load, self._request_rate, seed=seed)
         window = window_arrivals(self._load, self._request_rate, seed=seed)
         self._arrivals = self._own(warmup)  # of this part: number in the schedule, instant in it
-        self._of_window = self._own(self._with_count(window))
+        self._of_window = self._own(window)
         self._next, self._first = next(self._arrivals), next(self._of_window)  # both drawn by now
 
     @property
@@ -82,14 +82,15 @@ class OpenLoopShard(StageShard):
             )
             n += chunk.size
 
-    def _with_count(self, schedule: Iterator[Instants]) -> Iterator[Instants]:
-        """The window's schedule; notes when the last of `requests` is due, before that is."""
+    def _last_counted_s(self, seed: int) -> float:
+        """When the last of `requests` is due, from the window's start on; inf without a count."""
         n, wanted = 0, self._load.requests
-        for chunk in schedule:
-            if wanted is not None and n < wanted <= n + chunk.size:
-                self._count_end_s = float(chunk[wanted - n - 1])
-            yield chunk
-            n += chunk.size
+        if wanted is not None:
+            for chunk in window_arrivals(self._load, self._request_rate, seed=seed):
+                if wanted <= n + chunk.size:
+                    return float(chunk[wanted - n - 1])
+                n += chunk.size
+        return math.inf
 
     def _start(self) -> None:
         self._wait()

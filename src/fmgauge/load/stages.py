@@ -179,6 +179,8 @@ def _run_and_write(
                     meanwhile=display.show,
                     ended=lambda: ended(planned.experiment.name),
                 )
+            if (reason := ended(planned.experiment.name)) is not None:
+                raise EndpointEnded(reason)
             info = _info(task, summaries, steering, started_at.isoformat())
             writer.finish(info, count_tokens=_token_counter(run, planned))
         except EndpointEnded as error:

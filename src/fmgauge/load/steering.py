@@ -16,7 +16,13 @@ from fmgauge.config import PlannedStage
 from fmgauge.config.model import Budgets
 from fmgauge.load.link import Status, WindowBegins, WindowEnds
 from fmgauge.records import WarmupEnd, WindowEnd
-from fmgauge.statistics import GROWTH_BATCHES, censored_quantile, growth, samples_needed
+from fmgauge.statistics import (
+    GROWTH_BATCHES,
+    Growth,
+    censored_quantile,
+    growth,
+    samples_needed,
+)
 
 AHEAD_S = 0.25  # from a decision to the instant it is about: every worker hears of it by then
 WARM_SHARE = 0.95  # of the places that have ended an answer; of the latencies that have had time
@@ -53,8 +59,8 @@ class Steering:
 
     A closed loop is warm when 95 % of its places have ended an answer. An open loop is warm when it
     has lasted for half as long again as the 95th percentile of its latency, and what is due and has
-    not ended grows no more. The window ends as asked, or later with the requests that the budgets
-    need; a backlog that clearly grows ends warm-up and window early.
+    not ended neither grows nor shrinks any more. The window ends as asked, or later with the
+    requests that the budgets need; a backlog that clearly grows ends warm-up and window early.
     """
 
     planned: PlannedStage
@@ -124,9 +130,10 @@ class Steering:
         p95_s = censored_quantile(self._ended_s[0], going_on_s, WARM_SHARE)
         if now_s <= _OUTLASTS * p95_s:
             return None
-        if not self._grows(now_s / 2, now_s):
-            return "steady"
-        return "overloaded" if now_s > _NO_START_UP * p95_s else None
+        if self._grows(now_s / 2, now_s):
+            return "overloaded" if now_s > _NO_START_UP * p95_s else None
+        line = self._growth(now_s / 2, now_s)
+        return None if line is not None and line.falls else "steady"
 
     # --- window -----------------------------------------------------------------------------------
 
@@ -171,15 +178,19 @@ class Steering:
 
     def _grows(self, from_s: float, to_s: float, *, clearly: bool = False) -> bool:
         """Whether what is outstanding grew over that time, as no stable load lets it."""
-        rate = self.planned.request_rate
-        if rate is None or self.planned.is_ramp:
-            return False
+        line = self._growth(from_s, to_s, 0.999 if clearly else 0.99)
+        n_arrivals = self.planned.level * (to_s - from_s)
+        return line is not None and line.is_backlog(n_arrivals, clearly=clearly)
+
+    def _growth(self, from_s: float, to_s: float, confidence: float = 0.99) -> Growth | None:
+        """The growth of what is outstanding; None of closed loops, ramps, and too short a time."""
+        if self.planned.request_rate is None or self.planned.is_ramp:
+            return None
         seen = np.array([one for one in self._seen if from_s <= one[0] <= to_s])
         if len(seen) < 2 * GROWTH_BATCHES:
-            return False
+            return None
         edges_s = np.linspace(from_s, to_s, GROWTH_BATCHES + 1)[1:-1]
         batches = np.split(seen[:, 1], np.searchsorted(seen[:, 0], edges_s))
         if not all(batch.size for batch in batches):
-            return False
-        found = growth([float(batch.mean()) for batch in batches], 0.999 if clearly else 0.99)
-        return found.is_backlog(rate * (to_s - from_s), clearly=clearly)
+            return None
+        return growth([float(batch.mean()) for batch in batches], confidence)

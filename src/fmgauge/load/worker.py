@@ -59,8 +59,9 @@ def main() -> None:
     reader = FrameReader(connection)
     while not reader.ended:
         for message in reader.read():
-            _run(message, connection, reader)
-            gc.collect()
+            if isinstance(message, Run):  # else what was said as its part of a stage ended
+                _run(message, connection, reader)
+                gc.collect()
 
 
 def _run(message: Run, connection: socket.socket, reader: FrameReader) -> None:

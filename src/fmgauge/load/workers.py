@@ -207,7 +207,7 @@ class Workers:
         self._on_rows, self._origin_s = on_rows, 0.0
         self._steering = steering or Steering(task.planned, needed=0)
         self._ended_s, self._reports = bytearray(), set[int]()
-        self._has_news = False
+        self._has_news, self._is_steered = False, True
         self._meanwhile, self._endpoint_ended, self._every_s = meanwhile, ended, every_s
         self._shown_s = self._looked_s = self._clock.now_s()
         for index, worker in enumerate(self._active):
@@ -219,6 +219,7 @@ class Workers:
         self._origin_s = self._clock.now_s() + BEGIN_AFTER_S
         self._tell(Begin(self._origin_s))
         self._until(CountedEnded)
+        self._is_steered = False
         self._tell(Stop())
         self._until(Summary)
         return tuple(worker.summary for worker in self._active if worker.summary is not None)
@@ -293,7 +294,7 @@ class Workers:
 
     def _steer(self) -> None:
         """Decide by what was reported since the last look, and tell all workers at once."""
-        if not self._has_news or len(self._reports) < len(self._active):
+        if not (self._is_steered and self._has_news) or len(self._reports) < len(self._active):
             return
         elapsed_s = self._clock.now_s() - self._origin_s
         decided = self._steering.look(elapsed_s, self.statuses, bytes(self._ended_s))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # What a client may cost before a stage says so; docs/metrics.md gives the reasons. A send that is
 # late by less than a tenth of the time to first token that is allowed changes no verdict.
 MOST_SEND_DELAY_S = 0.010  # at the 99th percentile, or
-MOST_SEND_DELAY_OF_TTFT_LIMIT = 0.10  # of the tightest limit on TTFT, where that is more
+MOST_DELAY_OF_TTFT_LIMIT = 0.10  # of the tightest limit on TTFT, where that is more
 LATE_SHARE = 0.01  # of the requests, sent late or never: beyond the 99th percentile
 MOST_LOOP_LAG_S = 0.005  # at the 99th percentile
 MOST_CPU_SHARE = 0.9  # of one core
@@ -37,7 +37,11 @@ def client_columns(
     """What the client had to do, whether its schedule was kept, and where it was the bottleneck."""
     asked = (info.request_rate or math.nan) * (info.window_end_s - info.window_start_s)
     use = info.client
-    reasons = [*_late_sends(info, measured, _most_send_delay_s(budgets)), *_overload(info)]
+    ttft_s = _tightest_ttft_s(budgets)
+    reasons = [
+        *_late_sends(info, measured, max(MOST_SEND_DELAY_S, MOST_DELAY_OF_TTFT_LIMIT * ttft_s)),
+        *_overload(info, max(MOST_LOOP_LAG_S, MOST_DELAY_OF_TTFT_LIMIT * ttft_s)),
+    ]
     if holds_level:
         reasons += _slack(info, mean_in_flight, mean_paused)
     return {
@@ -50,10 +54,10 @@ def client_columns(
     }
 
 
-def _most_send_delay_s(budgets: Budgets) -> float:
+def _tightest_ttft_s(budgets: Budgets) -> float:
+    """The tightest limit on TTFT; 0 without one."""
     limits = budgets.ttft_s.model_dump().values() if budgets.ttft_s else ()
-    tightest = min((limit for limit in limits if limit is not None), default=0.0)
-    return max(MOST_SEND_DELAY_S, MOST_SEND_DELAY_OF_TTFT_LIMIT * tightest)
+    return min((limit for limit in limits if limit is not None), default=0.0)
 
 
 def _late_sends(info: StageInfo, measured: Requests, most_s: float) -> Iterator[str]:
@@ -70,26 +74,26 @@ def _late_sends(info: StageInfo, measured: Requests, most_s: float) -> Iterator[
         yield f"{n_late:,} of {n:,} requests were sent {late_by}{because}"
     if n_unsent:
         unsent = f"{n_unsent:,} of {n:,} requests were never sent, because the client was too slow"
-        yield f"{unsent}{_achieved(info, len(measured))}"
+        yield f"{unsent}{_achieved(info, int((measured.sent_s < info.window_end_s).sum()))}"
 
 
-def _achieved(info: StageInfo, n_requests: int) -> str:
-    """The rate that was reached instead of the one that was asked for, where there was one."""
+def _achieved(info: StageInfo, n_sent: int) -> str:
+    """The rate of sending in the window instead of the one that was asked for, if one was."""
     length_s = info.window_end_s - info.window_start_s
     if not info.request_rate or not length_s:
         return ""
-    return f": it achieved {_rate(n_requests / length_s)} of {_rate(info.request_rate)} requests/s"
+    return f": it achieved {_rate(n_sent / length_s)} of {_rate(info.request_rate)} requests/s"
 
 
 def _rate(per_s: float) -> str:
     return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
 
 
-def _overload(info: StageInfo) -> Iterator[str]:
+def _overload(info: StageInfo, most_lag_s: float) -> Iterator[str]:
     if info.client is None:
         return
     lag_s, cpu_share = info.client.loop_lag_p99_s, info.client.cpu_share
-    if lag_s > MOST_LOOP_LAG_S:
+    if lag_s > most_lag_s:
         yield f"the client's event loop was late by {_milliseconds(lag_s)} at the 99th percentile"
     if cpu_share > MOST_CPU_SHARE:
         yield f"the client used {100 * cpu_share:.0f} % of a core"

@@ -167,9 +167,13 @@ def _run_notebooks(run: Run, display: Display, called: str) -> int:
             needed = missing_steps(run)
             for name in NOTEBOOKS[:-1]:
                 if name in needed:
+                    ready = _ready(run)
                     _run_notebook(run, name, display, stop)
                     if name == DEPLOY:
                         _announce_endpoints(run, display)
+                    for ended in ready - _ready(run) if name == INFER else ():
+                        display.say(f"{ended}: {read_endpoints(run.endpoints_path)[ended].error}.")
+                        display.say(f"{ended}: --resume brings it up and measures what is missing.")
                 else:
                     display.notebook(name, "skipped")
             code = _verdict(run, display)
@@ -178,6 +182,12 @@ def _run_notebooks(run: Run, display: Display, called: str) -> int:
         finally:
             left = _clean_up(run, display, called)
     return code if not left else EXIT_STEP_FAILED
+
+
+def _ready(run: Run) -> set[str]:
+    """The experiments whose endpoint is ready, by endpoints.json."""
+    endpoints = read_endpoints(run.endpoints_path).values()
+    return {endpoint.experiment for endpoint in endpoints if endpoint.state == "ready"}
 
 
 def _announce_endpoints(run: Run, display: Display) -> None:
