@@ -53,6 +53,15 @@ CASES = {  # one stage a wording: its code, what its metrics have, and the cavea
         {"warmup_end": "overloaded"},
         "the stage fell behind: a backlog grew in the warm-up of 5 s",
     ),
+    "drained": (
+        "not_steady",
+        {
+            "outstanding_growth": -38.0,
+            "outstanding_growth_ci_low": -45.0,
+            "outstanding_mean": 52.0,
+        },
+        "the load was not steady: unanswered requests fell by 38 in 30 s, with 52 on average",
+    ),
     "ended in its window": (
         "fell_behind",
         {"window_end": "overloaded", "duration_s": 7.25},

@@ -58,7 +58,7 @@ def serving(run: Run) -> Iterator[Serving]:
     Afterwards an endpoint that was not released lives as long as its lease. Raises what `bring_up`
     does.
     """
-    uses = f"uses the endpoints of {run.run_id}"
+    uses = f"brings up or loads the endpoints of {run.run_id}"
     with (
         held(run.use_lock_path, uses, patience_s=KILLED_ENDS_WITHIN_S),
         hold(run.lease_path, "by hand", BY_HAND_TTL_S, HEARTBEAT_S),
