@@ -1,6 +1,6 @@
 # Two commands are all that is needed: `make run` and `make test`. Both set up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help run test check format sample bench lock clean
+.PHONY: help run test test-whole check format sample bench lock clean
 SHELL := /bin/bash
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
@@ -18,8 +18,11 @@ run: .venv/ready ## set up, measure the quickstart on a real engine, write its r
 	fi; \
 	$(BIN)/fmgauge run $$config $(ARGS); status=$$?; [ $$status -eq 3 ] || exit $$status
 
-test: .venv/ready ## set up and run every test
+test: .venv/ready ## set up and run the tests, in under three minutes
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-whole: .venv/ready ## run what takes longer: whole runs, kills, every example of a property
+	@$(BIN)/python -m pytest -m "whole or hypothesis" --hypothesis-profile=whole $(ARGS)
 
 check: .venv/ready ## format, lint and types
 	@$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yml"
+
+settings.register_profile("light", deadline=None, max_examples=20)
+settings.register_profile("whole", deadline=None)
+settings.load_profile("light")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -42,7 +48,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that take longest, so that no worker is left with one at the end."""
-    slow = ("test_end_to_end.py", "test_pipeline.py")
+    slow = ("test_end_to_end.py", "test_two_actors.py", "test_whole_runs.py", "test_pipeline.py")
     items.sort(key=lambda item: item.path.name not in slow)
 
 
@@ -125,3 +131,12 @@ def processes_of(folder: Path) -> list[psutil.Process]:
         and process.info["status"] != psutil.STATUS_ZOMBIE
         and any(str(folder) in part for part in process.info["cmdline"] or [])
     ]
+
+
+def outstanding(folder: Path) -> set[str]:
+    """Names that a run's ledger calls created and not deleted."""
+    events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    named = {
+        kind: {e["name"] for e in events if e["event"] == kind} for kind in ("created", "deleted")
+    }
+    return named["created"] - named["deleted"]

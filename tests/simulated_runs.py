@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from conftest import until
 from fmgauge.config import PlannedStage
@@ -35,6 +36,46 @@ from fmgauge.records import ClientUse, Payload, RequestRecord, StageInfo, record
 from stage_runs import Outcome, payloads
 
 FREE = Price("hourly", 1.0, None, None, "test", None, None)
+
+
+def probe(
+    folder: Path,
+    *,
+    concurrency: Sequence[int] = (1, 2),
+    duration_s: float = 0.4,
+    endpoint: dict[str, Any] | None = None,
+) -> Path:
+    """A config and its rows, written to `folder`: two quick simulated candidates, one workload.
+
+    It is the project's root, so results go there, too. `endpoint` takes both candidates' place.
+    """
+    (folder / "pyproject.toml").touch()
+    rows = [json.dumps({"word": f"word{number}"}) for number in range(40)]
+    (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    load = {"kind": "closed_loop", "concurrency": [*concurrency], "duration_s": duration_s}
+    simulated = {"kind": "simulated", "profile": profile()}
+    experiment = {
+        "model": {"name": "simulated"},
+        "endpoint": endpoint or simulated,
+        "instance_type": "local-cpu",
+        "workloads": ["plain"],
+        "load": [load | {"warmup_s": 0.2}],
+    }
+    workload = {
+        "name": "plain",
+        "source": {"kind": "jsonl", "paths": ["rows.jsonl"]},
+        "template": "Say {{ word }}.",
+        "max_output_tokens": 8,
+    }
+    config = {
+        "run": {"name": "probe"},
+        "workloads": [workload],
+        "experiments": [{"name": name} | experiment for name in ("one", "two")],
+        "prices": {"hourly_usd": {"local-cpu": 0.1}},
+    }
+    path = folder / "probe.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import pytest
 from conftest import QUICKSTART, command, processes_of, small_overrides
 from fmgauge.pipeline.notebooks import NOTEBOOKS
 
+pytestmark = pytest.mark.whole
 HOURLY_USD = 0.10  # local-cpu in data/prices/local.yaml
 
 

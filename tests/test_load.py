@@ -809,16 +809,19 @@ def test_full_disk_fails_the_stage_and_it_is_run_again(
 def test_stage_that_is_whole_after_all_replaces_what_was_kept_of_its_failure(
     new_run: Callable[..., Run],
 ) -> None:
-    """A worker that died left its records beside the stage's place; the next try removes them."""
+    """A worker that died left its records beside the stage's place; the next try removes them.
+
+    It is killed while it waits for an answer, so the stage cannot be over before.
+    """
 
     async def killing(request: Request, peer: Peer) -> None:
-        await answer(request, peer)
         if request.number == 20:
             worker, *_ = psutil.Process().children()
             worker.kill()
+        await answer(request, peer)
 
     with ScriptedServer(killing) as server:
-        run = new_run(server.base_url)
+        run = new_run(server.base_url, duration_s="null, requests: 40")
         at = {"two": endpoint("two", server.base_url)}
         with pytest.raises(StepError, match=r"SIGKILL.* are kept in concurrency-2\.failed\. Run"):
             run_stages(run, at, announce=lambda _: None)

@@ -1,4 +1,4 @@
-"""Clean-up whatever happens, resume of what is missing, and notebooks run by hand."""
+"""A run's exit codes, failures, signals and resume, its cells run in the tests' own process."""
 
 from __future__ import annotations
 
@@ -8,48 +8,88 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import nbformat
 import pytest
 import yaml
 
-from conftest import QUICKSTART, processes_of, small_overrides, until
+from cells_in_process import InProcessRunner
+from conftest import QUICKSTART, outstanding, processes_of, until
+from fmgauge.cli import main
 from fmgauge.config import planned_stages
 from fmgauge.deploy import bring_up
 from fmgauge.errors import ConfigError
-from fmgauge.pipeline.notebooks import NOTEBOOKS, notebooks_folder
+from fmgauge.pipeline.notebooks import NOTEBOOKS, NotebookError, PapermillRunner, notebooks_folder
 from fmgauge.pipeline.preflight import preflight
 from fmgauge.pipeline.sequence import missing_steps
 from fmgauge.records import held, write_json
-from fmgauge.runs import find_run, open_run
+from fmgauge.runs import open_run
+from simulated_runs import probe
 
-ENDED_WITHIN_S = 30.0
+VALID_OR_NOT = (0, 3)  # 3: this machine was too busy to send the load in time
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+class Done(NamedTuple):
+    """What a command left: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Fmgauge = Callable[..., Done]
+
+
+@pytest.fixture
+def fmgauge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Fmgauge:
+    """Run a command in a folder of its own, to its end, with cells run in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fmgauge"])
+
+    def run(*arguments: object) -> Done:
+        code = main([*map(str, arguments)], runner=InProcessRunner())
+        return Done(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a config whose one run has come to its end."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(["run", str(probe(folder))], runner=InProcessRunner()) in VALID_OR_NOT
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A config, and the folder of its finished run, for one test to change."""
+    shutil.copytree(finished_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "probe.yml", run_folder(tmp_path / "results")
 
 
 def run_folder(results: Path) -> Path:
     """The only run's folder, once it is there."""
-    until(lambda: list(results.glob("quickstart-*/manifest.json")))
-    return next(results.glob("quickstart-*"))
+    until(lambda: list(results.glob("probe-*/manifest.json")))
+    return next(results.glob("probe-*"))
 
 
 def stages_done(folder: Path) -> list[Path]:
     """The stages whose records are complete."""
-    return sorted(folder.glob("requests/*/*/concurrency-*/stage.json"))
+    return sorted(folder.glob("requests/*/*/*/stage.json"))
 
 
 def step_states(folder: Path) -> dict[str, str]:
     """The state of each step, from the manifest."""
     steps = json.loads((folder / "manifest.json").read_text())["steps"]
     return {name: step["state"] for name, step in steps.items()}
-
-
-def outstanding(folder: Path) -> set[str]:
-    """Names that the ledger calls created and not deleted."""
-    events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-    named = {
-        kind: {e["name"] for e in events if e["event"] == kind} for kind in ("created", "deleted")
-    }
-    return named["created"] - named["deleted"]
 
 
 STAGES, DECISION, REPORT = "stages", "decision.json", "report.html"
@@ -81,163 +121,149 @@ def test_a_step_is_needed_where_its_files_are_missing_or_old(tmp_path, written, 
     assert missing_steps(run) == needed
 
 
+def test_a_run_goes_through_all_notebooks_and_leaves_nothing_running(finished):
+    """It has an answer and a report, and every server that was created is deleted."""
+    _, folder = finished
+
+    assert step_states(folder) == dict.fromkeys(NOTEBOOKS, "done")
+    assert (folder / "report.html").exists()
+    assert outstanding(folder) == set()
+    assert processes_of(folder) == []
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_cleanly(started, tmp_path, number, code):
+def test_a_signal_ends_the_run_cleanly(fmgauge, tmp_path, number, code):
     """Ctrl-C or SIGTERM in the middle of the load: clean-up runs and nothing is left."""
-    process = started("run", QUICKSTART, *small_overrides(tmp_path))
-    folder = run_folder(tmp_path)
-    until(lambda: stages_done(folder))
+    results = tmp_path / "results"
 
-    process.send_signal(number)
+    def interrupt() -> None:
+        until(lambda: stages_done(run_folder(results)))
+        os.kill(os.getpid(), number)
 
-    assert process.wait(timeout=60) == code
+    threading.Thread(target=interrupt, daemon=True).start()
+
+    done = fmgauge("run", probe(tmp_path, concurrency=[1, 2, 3, 4, 5, 6, 7, 8]))
+
+    assert done.code == code
+    folder = run_folder(results)
     assert outstanding(folder) == set()
     assert processes_of(folder) == []
     states = step_states(folder)
     assert (states["3_run_inference"], states["6_clean_up"]) == ("interrupted", "done")
-    output = (tmp_path / "output-0.txt").read_text().splitlines()
-    said = [line.split(" after ")[0] for line in output]
+    said = [line.split(" after ")[0] for line in done.out.splitlines()]
     name = signal.Signals(number).name
-    assert said[-5:-1] == [
+    told = [
         f"{name}: ending 3_run_inference, then cleaning up",
         "3_run_inference: interrupted",
         "6_clean_up: running",
         "6_clean_up: done",
     ]
-    assert said[-1].startswith(f"To go on: {sys.executable} -m fmgauge.cli run {QUICKSTART} --set ")
-    assert said[-1].endswith(f" --resume {folder.name}")
+    assert [line for line in said if line in told] == told
+    assert said[-1] == f"To go on: fmgauge run {tmp_path / 'probe.yml'} --resume {folder.name}"
 
 
-def test_a_killed_run_ends_its_servers_and_resumes(started, fmgauge, tmp_path):
-    """After kill -9 the servers end by their lease; --resume keeps every finished stage."""
-    process = started("run", QUICKSTART, *small_overrides(tmp_path))
-    folder = run_folder(tmp_path)
-    until(lambda: len(stages_done(folder)) >= 2)
-    process.kill()
-    process.wait()
-    until(lambda: processes_of(folder) == [], ENDED_WITHIN_S)
-    before = {path: path.stat().st_mtime_ns for path in stages_done(folder)}
-    options = small_overrides(tmp_path)
-
-    done = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
-
-    assert done.returncode in (0, 3), done.stdout + done.stderr
-    after = {path: path.stat().st_mtime_ns for path in stages_done(folder)}
-    assert len(after) == 8
-    assert before.items() <= after.items()
-    assert "1_prepare_data: skipped" in done.stdout
-    assert outstanding(folder) == set()
-
-
-def test_a_failing_notebook_is_told_and_cleaned_up_after(fmgauge, started, tmp_path):
+def test_a_failing_notebook_is_told_and_cleaned_up_after(fmgauge, finished):
     """Records that cannot be read fail notebook 4: exit code 1, and clean-up still runs."""
-    process = started("run", QUICKSTART, *small_overrides(tmp_path, duration_s=0.5))
-    folder = run_folder(tmp_path)
-    process.wait(timeout=120)
+    config, folder = finished
     next(folder.glob("requests/*/*/*/*.parquet")).write_bytes(b"no parquet")
     (folder / "decision.json").unlink()
 
-    done = fmgauge(
-        "run", QUICKSTART, *small_overrides(tmp_path, duration_s=0.5), "--resume", folder
-    )
+    done = fmgauge("run", config, "--resume", folder)
 
-    assert done.returncode == 1
-    assert "4_compute_metrics" in done.stdout
+    assert done.code == 1
+    assert f"See {folder / 'notebooks' / '4_compute_metrics.ipynb'}" in done.out
     assert step_states(folder)["4_compute_metrics"] == "failed"
-    assert "6_clean_up: done" in done.stdout
+    assert "6_clean_up: done" in done.out
+
+
+def test_data_that_became_unusable_are_bad_input(fmgauge, finished, tmp_path):
+    """Rows that no longer are JSON: exit code 2, with the file that is wrong."""
+    config, folder = finished
+    next(folder.glob("payloads/*")).unlink()
+    (tmp_path / "rows.jsonl").write_text('{"word": "one"}\n{"word": \n')
+
+    done = fmgauge("run", config, "--resume", folder)
+
+    assert done.code == 2
+    assert "rows.jsonl" in done.err
 
 
 def test_no_candidate_within_budget_is_exit_code_3(fmgauge, tmp_path):
     """A budget that nothing can meet is an answer, told by exit code 3 and a report."""
-    options = small_overrides(tmp_path, duration_s=0.5)
+    done = fmgauge("run", probe(tmp_path), "--set", "budgets.latency_s.mean=0.000001")
 
-    done = fmgauge("run", QUICKSTART, *options, "--set", "budgets.usd_per_10k_txn=0.0001")
-
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert (run_folder(tmp_path) / "report.html").exists()
+    assert done.code == 3, done.out + done.err
+    assert (run_folder(tmp_path / "results") / "report.html").exists()
 
 
 def test_an_endpoint_that_is_not_there_is_told_at_once(fmgauge, tmp_path):
     """Step 2 names the experiment that will not be measured; the others, and the report, go on."""
-    options = small_overrides(tmp_path, duration_s=0.5)
     gone = "experiments.1.endpoint={kind: openai, base_url: 'http://127.0.0.1:9/v1'}"
 
-    done = fmgauge("run", QUICKSTART, *options, "--set", gone)
+    done = fmgauge("run", probe(tmp_path), "--set", gone)
 
-    assert done.returncode in (0, 3), done.stdout + done.stderr
-    told = done.stdout.index("llamacpp-7m will not be measured: ")
-    assert done.stdout.index("2_deploy_endpoints: done") < told
-    assert told < done.stdout.index("3_run_inference: running")
-    report = (run_folder(tmp_path) / "report.md").read_text()
+    assert done.code in VALID_OR_NOT, done.out + done.err
+    told = done.out.index("two will not be measured: ")
+    assert done.out.index("2_deploy_endpoints: done") < told
+    assert told < done.out.index("3_run_inference: running")
+    report = (run_folder(tmp_path / "results") / "report.md").read_text()
     assert "cannot connect" in report
 
 
-def test_a_finished_run_resumed_runs_nothing_but_clean_up(fmgauge, tmp_path):
+def test_a_finished_run_resumed_runs_nothing_but_clean_up(fmgauge, finished):
     """--resume of a complete run skips every step, and `report` rebuilds the last two."""
-    options = small_overrides(tmp_path, duration_s=0.5)
-    first = fmgauge("run", QUICKSTART, *options)
-    assert first.returncode in (0, 3), first.stdout + first.stderr
-    folder = run_folder(tmp_path)
+    config, folder = finished
 
     with held(folder / ".pipeline.lock", "works on it"):
-        refused = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
+        refused = fmgauge("run", config, "--resume", folder.name)
         not_rebuilt = fmgauge("report", folder)
-    resumed = fmgauge("run", QUICKSTART, *options, "--resume", folder.name)
+    resumed = fmgauge("run", config, "--resume", folder.name)
     rebuilt = fmgauge("report", folder)
 
-    assert (refused.returncode, not_rebuilt.returncode) == (1, 1)
+    assert (refused.code, not_rebuilt.code) == (1, 1)
     for done in (refused, not_rebuilt):
-        assert f"process {os.getpid()} works on {folder.name}" in done.stderr
+        assert f"process {os.getpid()} works on {folder.name}" in done.err
 
-    assert [f"{name}: skipped" in resumed.stdout for name in NOTEBOOKS] == [True] * 5 + [False]
-    assert rebuilt.returncode == first.returncode
-    assert "4_compute_metrics: done" in rebuilt.stdout
-    assert "3_run_inference" not in rebuilt.stdout
+    assert [f"{name}: skipped" in resumed.out for name in NOTEBOOKS] == [True] * 5 + [False]
+    assert resumed.code in VALID_OR_NOT
+    assert rebuilt.code == resumed.code
+    assert "4_compute_metrics: done" in rebuilt.out
+    assert "3_run_inference" not in rebuilt.out
 
 
-def test_notebooks_run_one_by_one_with_papermill(tmp_path):
-    """Plain papermill, one notebook after another, with a server that died in the pause."""
-    prices = Path("data", "prices", "local.yaml")
-    (tmp_path / prices).parent.mkdir(parents=True)
-    shutil.copy(QUICKSTART.parents[1] / prices, tmp_path / prices)
-    text = QUICKSTART.read_text().replace("[1, 2, 4], duration_s: 9.5", "[1], duration_s: 0.5")
-    config = tmp_path / "config.yml"
-    config.write_text(text)
-    folder = tmp_path / "results" / "by-hand"
+def test_papermill_tells_the_error_of_a_cell_and_keeps_the_kernel_s_own_noise(tmp_path):
+    """A cell's error comes back by name; what its process prints goes beside the notebook."""
+    source, executed = tmp_path / "noisy.ipynb", tmp_path / "out" / "noisy.ipynb"
+    executed.parent.mkdir()
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL})
+    parameters = nbformat.v4.new_code_cell("said = ''", metadata={"tags": ["parameters"]})
+    noise = nbformat.v4.new_code_cell("import os; os.write(2, said.encode()); 1 / 0")
+    notebook.cells = [parameters, noise]
+    nbformat.write(notebook, source)
 
-    for name in NOTEBOOKS:
-        papermill_one(name, config, tmp_path)
-        if name == "2_deploy_endpoints":
-            processes_of(folder)[0].kill()
-            until(lambda: len(processes_of(folder)) == 1)
+    with pytest.raises(NotebookError) as raised:
+        PapermillRunner().run(source, executed, {"said": "not for the terminal"})
 
-    run = find_run(str(folder))
-    assert all(run.stage_folder(stage.key).exists() for stage in planned_stages(run.config))
-    assert (folder / "report.html").exists()
-    assert outstanding(folder) == set()
-    assert processes_of(folder) == []
+    assert (raised.value.error_name, raised.value.error_text) == (
+        "ZeroDivisionError",
+        "division by zero",
+    )
+    assert (tmp_path / "out" / "noisy.log").read_text() == "not for the terminal"
 
 
 EDITS = {"another load": ("duration_s: ", "duration_s: 1"), "not YAML": ("run:", "run: {")}
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_notebook_6_needs_no_config_that_can_be_read(tmp_path, edit):
+def test_notebook_6_needs_no_config_that_can_be_read(tmp_path, monkeypatch, edit):
     """A server that was started with the config as it was is ended, whatever it is now."""
-    (tmp_path / "pyproject.toml").touch()
-    config = tmp_path / "config.yml"
-    data = yaml.safe_load(QUICKSTART.read_text())
-    load = {"kind": "closed_loop", "concurrency": [1], "duration_s": 5}
-    profile = {"step_s": 0.01, "prefill_token_s": 0.0, "decode_sequence_s": 0.0}
-    endpoint = {"kind": "simulated", "profile": profile}
-    one = {**data["experiments"][0], "endpoint": endpoint, "load": [load]}
-    text = yaml.safe_dump({**data, "experiments": [one]})
-    config.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    config = probe(tmp_path)
     run = open_run(config, "by-hand")
     bring_up(run)
-    config.write_text(text.replace(*EDITS[edit]))
+    config.write_text(config.read_text().replace(*EDITS[edit]))
 
-    papermill_one("6_clean_up", config, tmp_path)
+    clean_up_by_hand(config)
 
     assert outstanding(run.folder) == set()
     assert processes_of(run.folder) == []
@@ -245,13 +271,19 @@ def test_notebook_6_needs_no_config_that_can_be_read(tmp_path, edit):
 
 def test_notebook_6_makes_no_folder_for_a_run_that_is_not_there(tmp_path):
     """It fails instead, and nothing appears."""
-    config = tmp_path / "config.yml"
-    config.write_text(QUICKSTART.read_text())
+    config = probe(tmp_path)
 
-    with pytest.raises(subprocess.CalledProcessError):
-        papermill_one("6_clean_up", config, tmp_path)
+    with pytest.raises(NotebookError):
+        clean_up_by_hand(config)
 
     assert not (tmp_path / "results").exists()
+
+
+def clean_up_by_hand(config: Path) -> None:
+    """Execute notebook 6 for the run that is called by-hand."""
+    source = notebooks_folder() / "6_clean_up.ipynb"
+    parameters = {"config_path": str(config), "run_id": "by-hand"}
+    InProcessRunner().run(source, config.parent / "executed.ipynb", parameters)
 
 
 def planned_with(load: str) -> str:
@@ -319,19 +351,3 @@ def test_more_connections_than_a_worker_may_open_are_refused(tmp_path):
 
     assert done.returncode == 2
     assert "150 connections of one worker need as many open files: 136 may be" in done.stderr
-
-
-def papermill_one(name: str, config: Path, cwd: Path) -> None:
-    """Execute one notebook with papermill's own command."""
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "papermill", "--no-progress-bar"),
-            *(str(notebooks_folder() / f"{name}.ipynb"), str(cwd / f"{name}.out.ipynb")),
-            *("-p", "config_path", str(config), "-p", "run_id", "by-hand"),
-        ],
-        cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "default"},
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )

@@ -142,6 +142,17 @@ def test_a_run_is_opened_with_the_config_that_it_stored(project, tmp_path, monke
     assert again.loaded.resolve("rows.jsonl") == project / "rows.jsonl"
 
 
+def test_a_run_that_was_moved_goes_on_where_it_lies_now(project, tmp_path):
+    """Its stored config opens the folder that holds it, not the one where it began."""
+    run = open_run("config.yml", "first")
+    moved = shutil.move(run.folder, tmp_path / "first")
+
+    again = open_run(moved / "config.yaml", "first")
+
+    assert again.folder == tmp_path / "first"
+    assert not run.folder.exists()
+
+
 def test_a_config_stored_outside_the_project_resolves_from_it(project, tmp_path, monkeypatch):
     """Relative paths start where the manifest says, also when the config is read alone."""
     elsewhere = tmp_path / "elsewhere"

@@ -39,6 +39,7 @@ from fmgauge.deploy import serving
 from fmgauge.load import run_stages
 from fmgauge.runs import open_run
 
+pytestmark = pytest.mark.whole
 run = open_run(sys.argv[1], sys.argv[2])
 with serving(run) as served:
     run_stages(run, served.endpoints, on_experiment_done=served.release)

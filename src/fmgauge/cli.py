@@ -14,9 +14,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmgauge import __version__
 from fmgauge.errors import ConfigError, FmgaugeError
+
+if TYPE_CHECKING:
+    from fmgauge.pipeline.notebooks import Runner
 
 _LAST_PORT = 65535
 
@@ -26,9 +30,10 @@ EXIT_INTERRUPTED = 130
 EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code."""
+def main(arguments: Sequence[str] | None = None, *, runner: Runner | None = None) -> int:
+    """Run one command and give its exit code; `runner` executes notebooks in papermill's place."""
     options = _parser().parse_args(arguments)
+    options.runner = runner
     try:
         code: int = options.command(options)
     except ConfigError as error:
@@ -132,6 +137,7 @@ def _run(options: argparse.Namespace) -> int:
         overrides=options.overrides,
         resume=options.resume,
         called=_as_called(sys.argv[0]),
+        runner=options.runner,
     )
 
 
@@ -162,7 +168,8 @@ def _report(options: argparse.Namespace) -> int:
     from fmgauge.pipeline.sequence import rebuild_report
     from fmgauge.runs import find_run
 
-    return rebuild_report(find_run(options.run_id), called=_as_called(sys.argv[0]))
+    called = _as_called(sys.argv[0])
+    return rebuild_report(find_run(options.run_id), called=called, runner=options.runner)
 
 
 def _clean_up(options: argparse.Namespace) -> int:

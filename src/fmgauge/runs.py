@@ -158,13 +158,16 @@ def open_run(
 ) -> Run:
     """The run `run_id` of the config at `config_path`, its folder created where it is missing.
 
+    Of a config that the run itself stored, it is the folder of that, wherever it was moved.
     A relative `config_path` is looked for in the working folder and in those above it, since
     notebooks run in their own. Raises ConfigError where the folder belongs to another config or to
     something else, where it cannot be made, where `run_id` is no name for a folder, and with
     `must_exist` where there is no such run.
     """
-    loaded = load_config(_looked_for_upwards(Path(config_path)), overrides)
-    run = Run(run_id, _run_folder(loaded, run_id), loaded)
+    path = _looked_for_upwards(Path(config_path))
+    loaded = load_config(path, overrides)
+    folder = _folder_that_stored(path, run_id) or _run_folder(loaded, run_id)
+    run = Run(run_id, folder, loaded)
     if os.path.isfile(run.config_path):
         read_manifest(run)
         _refuse_other_config(run, resumed=must_exist)
@@ -216,13 +219,20 @@ def find_run_folder_by_config(config_path: str | Path, run_id: str) -> RunFolder
     working folder or above it. Nothing is made. Raises ConfigError where there is no such run.
     """
     path = _looked_for_upwards(Path(config_path)).resolve()
-    if path.name == "config.yaml" and path.parent.name == run_id and _is_run(path.parent):
-        return RunFolder(run_id, path.parent)
+    if folder := _folder_that_stored(path, run_id):
+        return RunFolder(run_id, folder)
     places = [*_results_folder_told(path), _upwards(Path("results"), os.path.isdir).resolve()]
     for place in places:
         if _is_run(place / run_id):
             return find_run_folder(str(place / run_id))
     return find_run_folder(run_id, places[0])
+
+
+def _folder_that_stored(config_path: Path, run_id: str) -> Path | None:
+    """The folder of the run `run_id` that stored the config at `config_path`; None of another."""
+    folder = config_path.resolve().parent
+    is_stored = config_path.name == "config.yaml" and folder.name == run_id and _is_run(folder)
+    return folder if is_stored else None
 
 
 def _results_folder_told(config_path: Path) -> list[Path]:

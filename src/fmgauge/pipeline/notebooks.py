@@ -1,4 +1,4 @@
-"""One notebook, executed by papermill so that it can be interrupted.
+"""One notebook, executed so that it can be interrupted.
 
 Knows papermill, kernels and where the notebooks lie; not what any notebook does.
 """
@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fmgauge.errors import StepError
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
 
 NOTEBOOKS = (
     "1_prepare_data",
@@ -29,10 +33,10 @@ _GRACE_S = 8.0  # for a cell to end by itself after an interrupt
 
 
 class NotebookError(StepError):
-    """A cell of a notebook raised an error."""
+    """A cell of a notebook raised an error, or what executes its cells did."""
 
-    def __init__(self, notebook: str, error_name: str, error_text: str, executed: Path) -> None:
-        super().__init__(f"{notebook}: {error_name}: {error_text}\nSee {executed}")
+    def __init__(self, error_name: str, error_text: str, executed: Path) -> None:
+        super().__init__(f"{executed.stem}: {error_name}: {error_text}\nSee {executed}")
         self.error_name = error_name
         self.error_text = error_text
 
@@ -76,11 +80,77 @@ def notebooks_folder() -> Path:
     return checkout if checkout.is_dir() else Path(__file__).parents[1] / "notebooks"
 
 
+class Runner(Protocol):
+    """Executes the cells of one notebook at a time."""
+
+    def run(self, source: Path, executed: Path, parameters: Mapping[str, str]) -> None:
+        """Execute the notebook at `source`, keeping it and its outputs at `executed`.
+
+        Returns when its last cell has ended. Raises NotebookError where one fails.
+        """
+
+    def interrupt(self, signum: int) -> None:
+        """Have the running cell end: SIGINT as by Jupyter's stop button, SIGKILL in any case."""
+
+
+class PapermillRunner:
+    """Executes notebooks with papermill, each in a kernel of its own."""
+
+    def run(self, source: Path, executed: Path, parameters: Mapping[str, str]) -> None:
+        """Execute the notebook at `source`; see Runner."""
+        import papermill
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
+
+        log_path = executed.with_suffix(".log")
+        with tempfile.TemporaryDirectory(prefix="fmgauge-") as sockets:
+            try:
+                papermill.execute_notebook(
+                    source,
+                    executed,
+                    parameters=dict(parameters),
+                    progress_bar=False,
+                    kernel_manager_class=_kernel_manager(log_path, Path(sockets)),
+                    extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # the notebook tells it
+                )
+            except PapermillExecutionError as error:
+                raise NotebookError(error.ename, error.evalue, executed) from error
+            except DeadKernelError as error:
+                raise NotebookError("DeadKernelError", "its kernel died", executed) from error
+            finally:
+                if log_path.exists() and log_path.stat().st_size == 0:
+                    log_path.unlink()
+
+    def interrupt(self, signum: int) -> None:
+        """Send `signum` to the kernel."""
+        for pid in _kernel_pids():
+            os.kill(pid, signum)
+
+
+def _kernel_manager(log_path: Path, sockets: Path) -> type[AsyncKernelManager]:
+    """A manager whose kernel prints what is no cell's output to a file, not to this terminal.
+
+    Its sockets are files in the folder `sockets`: a port that is found to be free may be another
+    program's by the time that the kernel listens there.
+    """
+    from jupyter_client.manager import AsyncKernelManager
+
+    class KernelManager(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            self.transport = "ipc"
+            self.ip = str(sockets / "kernel")
+            with log_path.open("ab") as log:
+                await super().start_kernel(**options, stdout=log, stderr=log)
+
+    return KernelManager
+
+
 def execute_notebook(
     name: str,
     executed: Path,
     parameters: Mapping[str, str],
     *,
+    runner: Runner,
     stop: StopSignal | None,
     tick: Callable[[], None],
     stopping: Callable[[str], None],
@@ -95,15 +165,15 @@ def execute_notebook(
     _refuse_other_parameters(source)
     executed.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) as pool:
-        running = pool.submit(_papermill, source, executed, dict(parameters))
+        running = pool.submit(runner.run, source, executed, parameters)
         while not running.done():
             wait([running], timeout=_TICK_S)
             tick()
             if stop and stop.signum:
                 stopping(signal.Signals(stop.signum).name)
-                _interrupt(running)
+                _interrupt(runner, running)
                 raise Interrupted(stop.signum)
-    _raise_failure(name, executed, running)
+    running.result()
 
 
 def _refuse_other_parameters(source: Path) -> None:
@@ -115,35 +185,10 @@ def _refuse_other_parameters(source: Path) -> None:
         raise StepError(f"{source} declares {sorted(declared)}, not {sorted(PARAMETERS)}")
 
 
-def _papermill(source: Path, executed: Path, parameters: dict[str, str]) -> None:
-    import papermill
-
-    papermill.execute_notebook(
-        source,
-        executed,
-        parameters=parameters,
-        progress_bar=False,
-        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # the notebook holds what matters
-    )
-
-
-def _raise_failure(name: str, executed: Path, ended: Future[None]) -> None:
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    try:
-        ended.result()
-    except PapermillExecutionError as error:
-        raise NotebookError(name, error.ename, error.evalue, executed) from error
-    except DeadKernelError as error:
-        raise NotebookError(name, "DeadKernelError", "its kernel died", executed) from error
-
-
-def _interrupt(running: Future[None]) -> None:
-    """Interrupt the kernel as Jupyter's stop button does; kill it if it does not end."""
+def _interrupt(runner: Runner, running: Future[None]) -> None:
+    """Interrupt what runs as Jupyter's stop button does; kill it if it does not end."""
     for number in (signal.SIGINT, signal.SIGKILL):
-        for pid in _kernel_pids():
-            os.kill(pid, number)
+        runner.interrupt(number)
         wait([running], timeout=_GRACE_S)
         if running.done():
             return

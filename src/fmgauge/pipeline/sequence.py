@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from fmgauge.pipeline.notebooks import (
     NOTEBOOKS,
     Interrupted,
     NotebookError,
+    PapermillRunner,
+    Runner,
     StopSignal,
     execute_notebook,
 )
@@ -42,10 +45,12 @@ def run_pipeline(
     overrides: Sequence[str] = (),
     resume: str | None,
     called: str = "fmgauge",
+    runner: Runner | None = None,
 ) -> int:
     """Run every notebook of a config in order, or with `resume` those that the run still lacks.
 
-    `called` is what the user types for this program, for what is to be typed next.
+    `called` is what the user types for this program, for what is to be typed next. `runner`
+    executes the notebooks' cells: papermill does where none is given.
 
     The exit code: 0, or 3 where no candidate met the budgets, 1 where a step failed, 2 where the
     data turned out unusable, 128 + n after signal n. Raises ConfigError before anything starts, and
@@ -55,48 +60,20 @@ def run_pipeline(
     run_id = _named_run(resume) if resume else ""
     plan = check_loaded(loaded)
     run = _resumed(config_path, overrides, run_id) if resume else _begun(config_path, overrides)
+    again = f"{called} run {_as_typed(config_path, overrides)} --resume {run.run_id}"
     with held(run.pipeline_lock_path, f"works on {run.run_id}"):
-        return _run_to_end(run, plan, called, f"{called} run {_as_typed(config_path, overrides)}")
+        pipeline = _Pipeline(run, display_for(run), runner or PapermillRunner(), called)
+        return pipeline.run_to_end(plan, again)
 
 
-def _run_to_end(run: Run, plan: Sequence[str], called: str, command: str) -> int:
-    display = display_for(run)
-    try:
-        with _logged(run):
-            for line in [*plan, f"run {run.run_id}, results in {run.folder}"]:
-                display.say(line)
-            code = _run_notebooks(run, display, called)
-    finally:
-        display.close()
-    again = f"{command} --resume {run.run_id}"
-    if code not in (0, EXIT_NO_CANDIDATE):
-        display.say(f"To go on: {again}")  # last, below what clean-up had to say
-    _refuse_unmeasured(run, code, again)
-    return code
-
-
-def rebuild_report(run: Run, *, called: str = "fmgauge") -> int:
+def rebuild_report(run: Run, *, called: str = "fmgauge", runner: Runner | None = None) -> int:
     """Compute a run's metrics and report anew from its records; the exit code as for a run.
 
     Raises StepError where a pipeline works on the run.
     """
     with held(run.pipeline_lock_path, f"works on {run.run_id}"):
-        return _rebuild_report(run, called)
-
-
-def _rebuild_report(run: Run, called: str) -> int:
-    display = display_for(run)
-    try:
-        with _logged(run), StopSignal() as stop:
-            for name in (METRICS, REPORT):
-                _run_notebook(run, name, display, stop)
-            code = _verdict(run, display)
-    except FmgaugeError as error:
-        return _told(error, display)
-    finally:
-        display.close()
-    _refuse_unmeasured(run, code, f"{called} run CONFIG --resume {run.run_id}")
-    return code
+        pipeline = _Pipeline(run, display_for(run), runner or PapermillRunner(), called)
+        return pipeline.rebuild_report()
 
 
 def missing_steps(run: Run) -> tuple[str, ...]:
@@ -160,114 +137,156 @@ class _logged:
         self._handler.close()
 
 
-def _run_notebooks(run: Run, display: Display, called: str) -> int:
-    """Every missing notebook, then clean-up whatever happened; the exit code."""
-    with StopSignal() as stop, hold_lease(run):
+@dataclass(frozen=True)
+class _Pipeline:
+    """The notebooks of one run, what executes them, and what a person sees of it."""
+
+    run: Run
+    display: Display
+    runner: Runner
+    called: str
+
+    def run_to_end(self, plan: Sequence[str], again: str) -> int:
+        """Every missing notebook, and clean-up; `again` is what to type to go on."""
         try:
-            needed = missing_steps(run)
-            for name in NOTEBOOKS[:-1]:
-                if name in needed:
-                    ready = _ready(run)
-                    _run_notebook(run, name, display, stop)
-                    if name == DEPLOY:
-                        _announce_endpoints(run, display)
-                    for ended in ready - _ready(run) if name == INFER else ():
-                        display.say(f"{ended}: {read_endpoints(run.endpoints_path)[ended].error}.")
-                        display.say(f"{ended}: --resume brings it up and measures what is missing.")
-                else:
-                    display.notebook(name, "skipped")
-            code = _verdict(run, display)
-        except (FmgaugeError, OSError) as error:  # an OSError of a full disk: notes are taken, too
-            code = _told(error, display)
+            with _logged(self.run):
+                for line in [*plan, f"run {self.run.run_id}, results in {self.run.folder}"]:
+                    self.display.say(line)
+                code = self._run_notebooks()
         finally:
-            left = _clean_up(run, display, called)
-    return code if not left else EXIT_STEP_FAILED
+            self.display.close()
+        if code not in (0, EXIT_NO_CANDIDATE):
+            self.display.say(f"To go on: {again}")  # last, below what clean-up had to say
+        _refuse_unmeasured(self.run, code, again)
+        return code
 
+    def rebuild_report(self) -> int:
+        """The two notebooks that need no endpoint, once more."""
+        try:
+            with _logged(self.run), StopSignal() as stop:
+                for name in (METRICS, REPORT):
+                    self._run_notebook(name, stop)
+                code = self._verdict()
+        except FmgaugeError as error:
+            return self._told(error)
+        finally:
+            self.display.close()
+        again = f"{self.called} run CONFIG --resume {self.run.run_id}"
+        _refuse_unmeasured(self.run, code, again)
+        return code
 
-def _ready(run: Run) -> set[str]:
-    """The experiments whose endpoint is ready, by endpoints.json."""
-    endpoints = read_endpoints(run.endpoints_path).values()
-    return {endpoint.experiment for endpoint in endpoints if endpoint.state == "ready"}
+    def _run_notebooks(self) -> int:
+        """Every missing notebook, then clean-up whatever happened; the exit code."""
+        with StopSignal() as stop, hold_lease(self.run):
+            try:
+                needed = missing_steps(self.run)
+                for name in NOTEBOOKS[:-1]:
+                    if name in needed:
+                        self._run_step(name, stop)
+                    else:
+                        self.display.notebook(name, "skipped")
+                code = self._verdict()
+            except (FmgaugeError, OSError) as error:  # an OSError of a full disk: notes are taken
+                code = self._told(error)
+            finally:
+                left = self._clean_up()
+        return code if not left else EXIT_STEP_FAILED
 
+    def _run_step(self, name: str, stop: StopSignal) -> None:
+        """One notebook, and what there is to say of the endpoints after it."""
+        ready = _ready(self.run)
+        self._run_notebook(name, stop)
+        if name == DEPLOY:
+            self._announce_endpoints()
+        for ended in ready - _ready(self.run) if name == INFER else ():
+            error = read_endpoints(self.run.endpoints_path)[ended].error
+            self.display.say(f"{ended}: {error}.")
+            self.display.say(f"{ended}: --resume brings it up and measures what is missing.")
 
-def _announce_endpoints(run: Run, display: Display) -> None:
-    endpoints = read_endpoints(run.endpoints_path).values()
-    for line in announcements(endpoints):
-        display.say(line)
-    if all(endpoint.state == "failed" for endpoint in endpoints):
-        display.say("No endpoint answers, so nothing will be sent; the report gives the reasons.")
+    def _announce_endpoints(self) -> None:
+        endpoints = read_endpoints(self.run.endpoints_path).values()
+        for line in announcements(endpoints):
+            self.display.say(line)
+        if all(endpoint.state == "failed" for endpoint in endpoints):
+            nothing = "No endpoint answers, so nothing will be sent; the report gives the reasons."
+            self.display.say(nothing)
 
+    def _run_notebook(self, name: str, stop: StopSignal | None) -> None:
+        executed = self.run.notebooks_folder / f"{name}.ipynb"
+        parameters = {"config_path": str(self.run.config_path), "run_id": self.run.run_id}
+        ending = f"ending {name}, then cleaning up"
+        self._changed(name, "running")
+        try:
+            execute_notebook(
+                name,
+                executed,
+                parameters,
+                runner=self.runner,
+                stop=stop,
+                tick=self.display.tick,
+                stopping=lambda signal: self.display.say(f"{signal}: {ending}"),
+            )
+        except Interrupted:
+            self._changed(name, "interrupted")
+            raise
+        except NotebookError as error:
+            self._changed(name, "failed")
+            if error.error_name == ConfigError.__name__:
+                raise _Unusable(error.error_text) from error
+            raise
+        self._changed(name, "done")
 
-def _run_notebook(run: Run, name: str, display: Display, stop: StopSignal | None) -> None:
-    executed = run.notebooks_folder / f"{name}.ipynb"
-    parameters = {"config_path": str(run.config_path), "run_id": run.run_id}
-    _changed(run, name, "running", display)
-    try:
-        execute_notebook(
-            name,
-            executed,
-            parameters,
-            stop=stop,
-            tick=display.tick,
-            stopping=lambda signal: display.say(f"{signal}: ending {name}, then cleaning up"),
-        )
-    except Interrupted:
-        _changed(run, name, "interrupted", display)
-        raise
-    except NotebookError as error:
-        _changed(run, name, "failed", display)
-        if error.error_name == ConfigError.__name__:
-            raise _Unusable(error.error_text) from error
-        raise
-    _changed(run, name, "done", display)
+    def _changed(self, name: str, state: str) -> None:
+        _log.info("%s %s", name, state)
+        mark_step(self.run, name, state)
+        self.display.notebook(name, state)
+
+    def _clean_up(self) -> tuple[str, ...]:
+        """Notebook 6, and should it fail, its one call from here; what is left running.
+
+        Where somebody loads the run's endpoints by hand, that is the reason why they are left.
+        """
+        try:
+            self._run_notebook(CLEAN_UP, stop=None)
+        except (StepError, OSError) as error:
+            self.display.say(str(error))
+        finally:
+            try:
+                left = clean_up(self.run).left
+            except RunInUse:  # notebook 6 said which process that is
+                left = ("what another process uses",)
+            again = f"Run `{self.called} clean-up {self.run.run_id}` again."
+            for name in left:
+                self.display.say(f"STILL RUNNING: {name}. {again}")
+        return left
+
+    def _told(self, error: FmgaugeError | OSError) -> int:
+        _log.error("%s", error)
+        if isinstance(error, Interrupted):  # which was told when the signal came
+            return EXIT_SIGNAL + error.signum
+        self.display.say(str(error))
+        unusable = isinstance(error, (ConfigError, _Unusable))
+        return EXIT_BAD_INPUT if unusable else EXIT_STEP_FAILED
+
+    def _verdict(self) -> int:
+        decision = read_decision(self.run.decision_path)
+        for recommendation in decision.recommendations:
+            self.display.say(f"{recommendation.workload}: {recommendation.reason}")
+        self.display.say(f"report: {self.run.folder / 'report.html'}")
+        if simulated := simulated_sentence(self.run):
+            self.display.say(simulated)
+        chosen = {answer.workload: answer.chosen for answer in decision.recommendations}
+        return 0 if chosen[decision.workload_of_interest] else EXIT_NO_CANDIDATE
 
 
 class _Unusable(StepError):
     """A notebook found the config or its data unusable."""
 
 
-def _changed(run: Run, name: str, state: str, display: Display) -> None:
-    _log.info("%s %s", name, state)
-    mark_step(run, name, state)
-    display.notebook(name, state)
-
-
-def _clean_up(run: Run, display: Display, called: str) -> tuple[str, ...]:
-    """Notebook 6, and should it fail, its one call from here; what is left running.
-
-    Where somebody loads the run's endpoints by hand, that is the reason why they are left.
-    """
-    try:
-        _run_notebook(run, CLEAN_UP, display, stop=None)
-    except (StepError, OSError) as error:
-        display.say(str(error))
-    finally:
-        try:
-            left = clean_up(run).left
-        except RunInUse:  # notebook 6 said which process that is
-            left = ("what another process uses",)
-        for name in left:
-            display.say(f"STILL RUNNING: {name}. Run `{called} clean-up {run.run_id}` again.")
-    return left
-
-
-def _told(error: FmgaugeError | OSError, display: Display) -> int:
-    _log.error("%s", error)
-    if isinstance(error, Interrupted):  # which was told when the signal came
-        return EXIT_SIGNAL + error.signum
-    display.say(str(error))
-    return EXIT_BAD_INPUT if isinstance(error, (ConfigError, _Unusable)) else EXIT_STEP_FAILED
-
-
-def _verdict(run: Run, display: Display) -> int:
-    decision = read_decision(run.decision_path)
-    for recommendation in decision.recommendations:
-        display.say(f"{recommendation.workload}: {recommendation.reason}")
-    display.say(f"report: {run.folder / 'report.html'}")
-    if simulated := simulated_sentence(run):
-        display.say(simulated)
-    chosen = {answer.workload: answer.chosen for answer in decision.recommendations}
-    return 0 if chosen[decision.workload_of_interest] else EXIT_NO_CANDIDATE
+def _ready(run: Run) -> set[str]:
+    """The experiments whose endpoint is ready, by endpoints.json."""
+    endpoints = read_endpoints(run.endpoints_path).values()
+    return {endpoint.experiment for endpoint in endpoints if endpoint.state == "ready"}
 
 
 def _refuse_unmeasured(run: Run, code: int, again: str) -> None:
