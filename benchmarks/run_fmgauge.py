@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from fmgauge.deploy import bring_up, serving
+from fmgauge.endpoints import bring_up, serving
 from fmgauge.load import run_stages
 from fmgauge.runs import open_run
 from fmgauge.workloads import prepare_payloads

@@ -16,8 +16,14 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from cells_in_process import InProcessRunner
+from fmgauge import cli
+
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yml"
+
+_ON_ONE_WORKER = ("test_end_to_end.py", "test_pipeline.py", "test_report.py")
+_SLOW = (*_ON_ONE_WORKER, "test_two_actors.py", "test_whole_runs.py", "test_kinds.py")
 
 settings.register_profile("light", deadline=None, max_examples=20)
 settings.register_profile("whole", deadline=None)
@@ -26,13 +32,13 @@ settings.load_profile("light")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give all tests of one finished run to one worker, and every other test to whoever is free."""
+    """Give tests that share finished runs to one worker, and every other to whoever is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneRunOneWorker(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return file if file.endswith("test_end_to_end.py") else nodeid
+            return file if file.endswith(_ON_ONE_WORKER) else nodeid
 
     return OneRunOneWorker(config, log)
 
@@ -48,8 +54,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that take longest, so that no worker is left with one at the end."""
-    slow = ("test_end_to_end.py", "test_two_actors.py", "test_whole_runs.py", "test_pipeline.py")
-    items.sort(key=lambda item: item.path.name not in slow)
+    items.sort(key=lambda item: item.path.name not in _SLOW)
 
 
 def small_overrides(results_dir: Path, duration_s: float = 1.5) -> list[str]:
@@ -81,6 +86,28 @@ def fmgauge(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call fmgauge in this process and a folder of its own; the outcome is as of a process.
+
+    Notebooks' cells run in this process, too.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [cli.__file__])
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        typed = [str(argument) for argument in arguments]
+        try:
+            code = cli.main(typed, runner=InProcessRunner())
+        except SystemExit as usage:  # argparse's way out
+            code = usage.code
+        return subprocess.CompletedProcess(typed, code, *capfd.readouterr())
+
+    return call
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from fmgauge.config.model import (
 )
 from fmgauge.config.model import Workload as WorkloadConfig
 from fmgauge.config.simulated import SimulatedEndpoint
-from fmgauge.deploy import processes
 from fmgauge.emulator import lease, simulated_server
 from fmgauge.emulator.truth import RequestTruth
+from fmgauge.endpoints import processes
 from fmgauge.metrics import stage_summary
 from fmgauge.pricing import Price
 from fmgauge.records import ClientUse, Payload, RequestRecord, StageInfo, records_table
@@ -156,7 +156,7 @@ def _planned(load: ClosedLoop | OpenLoop, level: float) -> PlannedStage:
         load=(load,),
     )
     workload = WorkloadConfig(name="short", source=PythonDocsSource(kind="python_docs"))
-    return PlannedStage(experiment, workload, load, level)
+    return PlannedStage(load, level, experiment, workload)
 
 
 def prompts_for(output_tokens: Sequence[int]) -> list[Payload]:

@@ -123,14 +123,13 @@ def run_stage(
     clock: Clock | None = None,
 ) -> Outcome:
     """Run a stage in `parts` parts side by side, by `clock` or the real one."""
-    task = StageTask(planned, at, payloads() if prompts is None else prompts, seed)
-    return run_event_loop(_run(task, parts, clock or RealClock()))
+    task = StageTask.of(planned, at, payloads() if prompts is None else prompts, seed)
+    return run_event_loop(_run(planned, task, parts, clock or RealClock()))
 
 
-async def _run(task: StageTask, parts: int, clock: Clock) -> Outcome:
-    link = LocalLink(task.planned, parts, clock)
+async def _run(planned: PlannedStage, task: StageTask, parts: int, clock: Clock) -> Outcome:
+    link = LocalLink(planned, parts, clock)
     shards = [run_shard(task, Shard(n, parts), link, clock) for n in range(parts)]
     summaries = await asyncio.gather(*shards)
-    key = task.planned.key
-    records = [record_of(row, key=key, origin_s=link.origin_s) for row in link.rows]
-    return Outcome(task.planned, tuple(summaries), records, link.origin_s)
+    records = [record_of(row, key=task.key, origin_s=link.origin_s) for row in link.rows]
+    return Outcome(planned, tuple(summaries), records, link.origin_s)

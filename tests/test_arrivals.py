@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -195,7 +195,6 @@ LOADS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
 @given(LOADS, st.floats(0.01, 200.0), st.integers(0, 2**63 - 1))
 def test_any_schedule_ascends_from_the_start(asked, request_rate, seed):
     """No arrival is negative, none goes back, from chunk to chunk either, and they never end."""

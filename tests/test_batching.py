@@ -7,7 +7,7 @@ import statistics
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fmgauge.config.simulated import BatchingProfile
@@ -479,7 +479,6 @@ def served(figures: BatchingProfile, arrivals: list[tuple[float, Job]]) -> list[
     return tokens + run_out(model)
 
 
-@settings(deadline=None)
 @given(profiles, gaps_and_lengths)
 def test_the_model_agrees_with_a_naive_one(figures, drawn):
     """Every token comes at the same instant, in the same order, as by recounting everything."""
@@ -488,7 +487,6 @@ def test_the_model_agrees_with_a_naive_one(figures, drawn):
     assert served(figures, arrivals) == NaiveServer(figures).serve(arrivals)
 
 
-@settings(deadline=None)
 @given(profiles, gaps_and_lengths, st.lists(st.floats(0, 500), max_size=20), st.floats(0, 1))
 def test_when_it_is_asked_leaves_no_trace(figures, drawn, polls, jitter):
     """However often and late advance is called, the tokens and their instants are the same."""
@@ -518,7 +516,6 @@ actions = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(profiles, actions)
 def test_limits_hold_and_nothing_is_lost_whatever_is_cancelled(figures, drawn):
     """Slots, KV cache and queue keep their limits; who stays gets each of his tokens once."""
@@ -547,7 +544,6 @@ def test_limits_hold_and_nothing_is_lost_whatever_is_cancelled(figures, drawn):
     assert numbers == {name: [*range(1, job.output_tokens + 1)] for name, job in accepted.items()}
 
 
-@settings(deadline=None)
 @given(profiles, gaps_and_lengths)
 def test_no_step_holds_more_than_its_budget(figures, drawn):
     """Steps without noise that cost only tokens are never longer than the budget allows."""

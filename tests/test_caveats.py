@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fmgauge.decision import (
@@ -177,7 +177,6 @@ def test_several_caveats_stand_together() -> None:
     assert found == ["fell_behind", "client_limited", "short_window"]
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(max_size=9), st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=30)

@@ -18,6 +18,7 @@ from fmgauge.transport import RealClock
 from simulated_runs import Simulated, closed_loop, profile, prompts_for, simulated
 from stage_runs import endpoint, run_stage
 
+pytestmark = pytest.mark.whole
 CONCURRENCY = 13  # no multiple of the parts
 WARMUP_S, DURATION_S, STEP_S = 0.6, 2.0, 0.008
 HELD = 0.97  # 99 % and more, but for what a busy machine takes from the client
@@ -72,7 +73,7 @@ def over_two_workers(server: Simulated, planned: PlannedStage) -> tuple[float, s
         origins.add(origin_s)
         statuses.update(row[STATUS] for frame in frames for row in rows_of(frame))
 
-    task = StageTask(planned, endpoint("one", server.base_url), PROMPTS, 7)
+    task = StageTask.of(planned, endpoint("one", server.base_url), PROMPTS, 7)
     with Workers(2, RealClock()) as workers:
         workers.run(task, 2, take)
     (origin_s,) = origins

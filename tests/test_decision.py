@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -361,7 +361,6 @@ def test_a_single_winner_is_called_that(others, words):
     assert words in answer({}, stage(1), *others).reason
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.floats(0.001, 1), st.floats(0.1, 2)), min_size=1, max_size=8))
 def test_no_stage_within_budget_is_cheaper_than_the_chosen_one(pairs):
     """Whatever the prices and latencies, by exhaustive comparison."""
@@ -563,7 +562,6 @@ def test_decision_json_is_standard_json(name):
     assert json.loads(decision_json(decided(budgets, *stages)), parse_constant=refuse)
 
 
-@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=30))
 def test_any_figure_and_any_words_survive_the_file(tmp_path_factory, value, words):
     """Floats to the last bit and every character."""

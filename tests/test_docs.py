@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import socket
@@ -59,6 +60,7 @@ def command_lines() -> Iterator[list[str]]:
                 yield words
 
 
+STEPS = ("config", "workloads", "endpoints", "load", "metrics", "decision", "report")
 FMGAUGE_LINES = [words[1:] for words in command_lines() if words[0].endswith("fmgauge")]
 MAKE_TARGETS = sorted(
     {words[1] for words in command_lines() if words[0] == "make"}
@@ -72,6 +74,20 @@ def test_every_module_stands_in_the_architecture_in_order():
     table = text.split("| Module | Knows |")[1].split("\n\n")[0]
 
     assert re.findall(r"^\| `(\w+)/?`", table, re.MULTILINE) == [*LAYERS]
+
+
+def test_the_walk_of_a_payload_is_the_code_s():
+    """Every name in the walk is one of the package's, where the walk says, in the data's order."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walk = text.split("## The walk of a payload")[1].split("\n## ")[0]
+    names = re.findall(r"`([a-z_]+(?:\.\w+)+)(?<!\.csv)(?<!\.json)(?<!\.md)(?<!\.html)`", walk)
+
+    assert len(names) > 15
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(f"fmgauge.{module}"), attribute), name
+    rooms = list(dict.fromkeys(name.split(".")[0] for name in names if name.startswith(STEPS)))
+    assert rooms == [*STEPS]
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import until
-from fmgauge.deploy import processes
-from fmgauge.deploy.processes import ProcessId
 from fmgauge.emulator import lease, llamacpp_server
 from fmgauge.emulator.gguf_model import BuiltModel, built_model
+from fmgauge.endpoints import processes
+from fmgauge.endpoints.processes import ProcessId
 from fmgauge.runs import now_utc
 
 LAYERS, WIDTH = 2, 128

@@ -7,7 +7,7 @@ from itertools import count, pairwise
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fmgauge.config.simulated import BatchingProfile
@@ -48,7 +48,6 @@ def in_flight(outcomes: list[Outcome], at_s: float) -> int:
 lengths = st.lists(st.tuples(st.integers(1, 600), st.integers(1, 60)), max_size=40)
 
 
-@settings(deadline=None)
 @given(lengths, st.floats(0.1, 100), st.integers(0, 2**32 - 1))
 def test_an_open_loop_is_the_model_fed_by_hand(drawn, rate, seed):
     """Arrivals and tokens are those of the live interface, instant by instant."""
@@ -67,7 +66,6 @@ def test_an_open_loop_is_the_model_fed_by_hand(drawn, rate, seed):
         assert list(outcome.token_at_s) == by_hand
 
 
-@settings(deadline=None)
 @given(lengths, st.integers(1, 20))
 def test_a_closed_loop_loses_and_repeats_nothing(drawn, concurrency):
     """Every job is asked once, in order, and gets as many tokens as it asked for."""

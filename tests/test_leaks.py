@@ -1,4 +1,10 @@
-"""What 10,000 requests leave behind, of which three in ten met a fault: nothing."""
+"""What 2,000 requests leave behind, of which three in ten met a fault: nothing.
+
+Sockets, descriptors, tasks, requests and clients are counted exactly, so one that is left by one
+request shows: every fault has to come about, and the rarest two strike one request in 250. Of
+garbage, a stage leaves some fifty objects whatever its length. That is a quarter of the limit, one
+object for ten requests; one ring for each failure, two in ten at least, is twice the limit.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +29,7 @@ from scripted_server import ScriptedServer, answer
 from simulated_runs import Simulated, closed_loop, profile, prompts_for, simulated
 from stage_runs import LocalLink, endpoint
 
-REQUESTS = 10_000
+REQUESTS = 2_000
 ID, STATUS = ROW_FIELDS.index("request_id"), ROW_FIELDS.index("status")
 # A stall and a refusal cost a place some time, so they are rarer than the rest.
 SHARES = dict.fromkeys(FAULTS, 0.023) | {"stall": 0.004, "throttle": 0.004}
@@ -76,7 +82,7 @@ def run_counted(server: Simulated) -> Left:
     """Run the stage, and count before and after."""
     planned = closed_loop(64, requests=REQUESTS, warmup_s=0.0, between_bytes_timeout_s=0.2)
     at = endpoint("one", server.base_url)
-    task = StageTask(planned, at, prompts_for([2] * 8), 7)
+    task = StageTask.of(planned, at, prompts_for([2] * 8), 7)
     this, link = psutil.Process(), LocalLink(planned)
     sockets, descriptors = len(this.net_connections("all")), this.num_fds()
     found: dict[str, Any] = run_event_loop(stage_and_what_is_left(task, link))
@@ -98,7 +104,7 @@ def connections_left(server: Simulated) -> int:
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
-    """One stage of 10,000 requests, on 64 places, at a server that commits every fault."""
+    """One stage of 2,000 requests, on 64 places, at a server that commits every fault."""
     faults = SHARES | {"latency_spike_s": 0.05}
     folder: Path = tmp_path_factory.mktemp("leaks")
     run_event_loop(asyncio.sleep(0))  # what a first loop leaves in a process is not the stage's
@@ -107,12 +113,13 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
 
 
 def test_three_in_ten_requests_met_a_fault(left: Left) -> None:
-    """The stage was as hard as it is said to be, and every request became a row."""
+    """The stage was as hard as it is said to be: every fault came; every request became a row."""
     struck = sum(truth.fault is not None for truth in left.truths)
 
     assert len(left.rows) >= REQUESTS
     assert len({row[ID] for row in left.rows}) == len(left.rows)
-    assert 0.28 < struck / len(left.truths) < 0.33
+    assert {truth.fault for truth in left.truths} == {None, *FAULTS}
+    assert 0.27 < struck / len(left.truths) < 0.34
     assert sum(row[STATUS] != "ok" for row in left.rows) > 0.2 * REQUESTS
 
 
@@ -137,7 +144,7 @@ def test_no_request_is_left(left: Left) -> None:
 
 
 def test_no_garbage_grows_with_the_requests(left: Left) -> None:
-    """Thousands of failures leave no rings of references: collection is off while a stage runs."""
+    """Hundreds of failures leave no rings of references: collection is off while a stage runs."""
     assert left.garbage < REQUESTS / 10
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
@@ -304,7 +304,6 @@ def test_itl_does_not_span_requests():
     assert summary(record(), later)["itl_s_mean"] == close((3 * 0.2 + 0.1) / 4)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e5), st.lists(st.floats(0.01, 2), min_size=2, max_size=8))
 def test_latencies_do_not_depend_on_the_clock_s_zero(shift, gaps):
     """No absolute reading of a clock reaches a latency."""
@@ -506,7 +505,6 @@ def test_goodput_needs_a_first_token_but_no_second():
     assert summary(one, none, budgets=budgets)["goodput_per_min"] == close(60 / 2)
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(0, 10), st.floats(0, 5)), min_size=1, max_size=20),
     st.floats(0.5, 9.5),
@@ -552,7 +550,8 @@ def test_throughput_in_the_window_is_unbiased():
             )
             for start, end in spans
         ]
-        found = summary(*streamed, window=(5.0, 20.0))
+        batches = batches_of(*streamed, at_once=1000)
+        found = stage_summary(info(5.0, 20.0), batches, HOURLY, Budgets())
         window_rates.append((found["request_rate"], found["completion_token_throughput"] / 4))
         naive_rates.append(len(spans) / max(end for _, end in spans))
         assert found["mean_in_flight"] == close(64.0)
@@ -620,7 +619,6 @@ def itl_samples(records: list[RequestRecord]) -> np.ndarray:
     return np.array(samples)
 
 
-@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**32), st.integers(0, 300), st.integers(1, 50))
 def test_itl_in_pieces_is_that_of_all_samples_at_once(seed, n, at_once):
     """Percentiles to the last bit, means and their intervals but for rounding."""
@@ -645,7 +643,6 @@ def test_itl_in_pieces_is_that_of_all_samples_at_once(seed, n, at_once):
     assert found["itl_s_mean_ci_high"] == pytest.approx(high, rel=1e-12, nan_ok=True)
 
 
-@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**32), st.integers(1, 300), st.integers(1, 50))
 def test_a_stage_in_pieces_is_the_stage_at_once(seed, n, at_once):
     """No figure hangs on how many records are read at a time."""
@@ -1054,7 +1051,6 @@ TOLD = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(TOLD, max_size=8))
 def test_doubts_and_resendings_are_counted_over_all_pieces(told):
     """However records are read, the counts are those of a loop over the requests."""

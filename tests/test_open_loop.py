@@ -32,7 +32,7 @@ def planned(request_rate: float, base_url: str, **load: Any) -> PlannedStage:
         workloads=("short",),
         load=(loop,),
     )
-    return PlannedStage(experiment, workload, loop, request_rate)
+    return PlannedStage(loop, request_rate, experiment, workload)
 
 
 @pytest.fixture

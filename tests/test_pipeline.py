@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import nbformat
 import pytest
 import yaml
 
 from cells_in_process import InProcessRunner
-from conftest import QUICKSTART, outstanding, processes_of, until
+from conftest import QUICKSTART, command, outstanding, processes_of, until
 from fmgauge.cli import main
 from fmgauge.config import planned_stages
-from fmgauge.deploy import bring_up
+from fmgauge.decision import read_decision, write_decision
+from fmgauge.endpoints import bring_up
 from fmgauge.errors import ConfigError
 from fmgauge.pipeline.notebooks import NOTEBOOKS, NotebookError, PapermillRunner, notebooks_folder
 from fmgauge.pipeline.preflight import preflight
@@ -32,32 +33,6 @@ from simulated_runs import probe
 
 VALID_OR_NOT = (0, 3)  # 3: this machine was too busy to send the load in time
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
-
-
-class Done(NamedTuple):
-    """What a command left: its exit code, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-Fmgauge = Callable[..., Done]
-
-
-@pytest.fixture
-def fmgauge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Fmgauge:
-    """Run a command in a folder of its own, to its end, with cells run in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fmgauge"])
-
-    def run(*arguments: object) -> Done:
-        code = main([*map(str, arguments)], runner=InProcessRunner())
-        return Done(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +107,7 @@ def test_a_run_goes_through_all_notebooks_and_leaves_nothing_running(finished):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_cleanly(fmgauge, tmp_path, number, code):
+def test_a_signal_ends_the_run_cleanly(called, tmp_path, number, code):
     """Ctrl-C or SIGTERM in the middle of the load: clean-up runs and nothing is left."""
     results = tmp_path / "results"
 
@@ -142,15 +117,15 @@ def test_a_signal_ends_the_run_cleanly(fmgauge, tmp_path, number, code):
 
     threading.Thread(target=interrupt, daemon=True).start()
 
-    done = fmgauge("run", probe(tmp_path, concurrency=[1, 2, 3, 4, 5, 6, 7, 8]))
+    done = called("run", probe(tmp_path, concurrency=[1, 2, 3, 4, 5, 6, 7, 8]))
 
-    assert done.code == code
+    assert done.returncode == code
     folder = run_folder(results)
     assert outstanding(folder) == set()
     assert processes_of(folder) == []
     states = step_states(folder)
     assert (states["3_run_inference"], states["6_clean_up"]) == ("interrupted", "done")
-    said = [line.split(" after ")[0] for line in done.out.splitlines()]
+    said = [line.split(" after ")[0] for line in done.stdout.splitlines()]
     name = signal.Signals(number).name
     told = [
         f"{name}: ending 3_run_inference, then cleaning up",
@@ -159,76 +134,83 @@ def test_a_signal_ends_the_run_cleanly(fmgauge, tmp_path, number, code):
         "6_clean_up: done",
     ]
     assert [line for line in said if line in told] == told
-    assert said[-1] == f"To go on: fmgauge run {tmp_path / 'probe.yml'} --resume {folder.name}"
+    again = shlex.join(command("run", tmp_path / "probe.yml", "--resume", folder.name))
+    assert said[-1] == f"To go on: {again}"
 
 
-def test_a_failing_notebook_is_told_and_cleaned_up_after(fmgauge, finished):
+def test_a_failing_notebook_is_told_and_cleaned_up_after(called, finished):
     """Records that cannot be read fail notebook 4: exit code 1, and clean-up still runs."""
     config, folder = finished
     next(folder.glob("requests/*/*/*/*.parquet")).write_bytes(b"no parquet")
     (folder / "decision.json").unlink()
 
-    done = fmgauge("run", config, "--resume", folder)
+    done = called("run", config, "--resume", folder)
 
-    assert done.code == 1
-    assert f"See {folder / 'notebooks' / '4_compute_metrics.ipynb'}" in done.out
+    assert done.returncode == 1
+    assert f"See {folder / 'notebooks' / '4_compute_metrics.ipynb'}" in done.stdout
     assert step_states(folder)["4_compute_metrics"] == "failed"
-    assert "6_clean_up: done" in done.out
+    assert "6_clean_up: done" in done.stdout
 
 
-def test_data_that_became_unusable_are_bad_input(fmgauge, finished, tmp_path):
+def test_data_that_became_unusable_are_bad_input(called, finished, tmp_path):
     """Rows that no longer are JSON: exit code 2, with the file that is wrong."""
     config, folder = finished
     next(folder.glob("payloads/*")).unlink()
     (tmp_path / "rows.jsonl").write_text('{"word": "one"}\n{"word": \n')
 
-    done = fmgauge("run", config, "--resume", folder)
+    done = called("run", config, "--resume", folder)
 
-    assert done.code == 2
-    assert "rows.jsonl" in done.err
-
-
-def test_no_candidate_within_budget_is_exit_code_3(fmgauge, tmp_path):
-    """A budget that nothing can meet is an answer, told by exit code 3 and a report."""
-    done = fmgauge("run", probe(tmp_path), "--set", "budgets.latency_s.mean=0.000001")
-
-    assert done.code == 3, done.out + done.err
-    assert (run_folder(tmp_path / "results") / "report.html").exists()
+    assert done.returncode == 2
+    assert "rows.jsonl" in done.stderr
 
 
-def test_an_endpoint_that_is_not_there_is_told_at_once(fmgauge, tmp_path):
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_exit_code_tells_whether_a_candidate_was_found(called, finished, code):
+    """3 where no stage is chosen for the workload of interest: that, too, is an answer."""
+    config, folder = finished
+    decision = read_decision(folder / "decision.json")
+    (answer,), best = decision.recommendations, decision.stages[0]
+    chosen, closest = (None, best) if code else (best, None)
+    answers = (replace(answer, chosen=chosen, closest=closest),)
+    write_decision(folder / "decision.json", replace(decision, recommendations=answers))
+    (folder / "report.html").touch()  # newer than the decision: nothing is missing
+
+    assert called("run", config, "--resume", folder).returncode == code
+
+
+def test_an_endpoint_that_is_not_there_is_told_at_once(called, tmp_path):
     """Step 2 names the experiment that will not be measured; the others, and the report, go on."""
     gone = "experiments.1.endpoint={kind: openai, base_url: 'http://127.0.0.1:9/v1'}"
 
-    done = fmgauge("run", probe(tmp_path), "--set", gone)
+    done = called("run", probe(tmp_path), "--set", gone)
 
-    assert done.code in VALID_OR_NOT, done.out + done.err
-    told = done.out.index("two will not be measured: ")
-    assert done.out.index("2_deploy_endpoints: done") < told
-    assert told < done.out.index("3_run_inference: running")
+    assert done.returncode in VALID_OR_NOT, done.stdout + done.stderr
+    told = done.stdout.index("two will not be measured: ")
+    assert done.stdout.index("2_deploy_endpoints: done") < told
+    assert told < done.stdout.index("3_run_inference: running")
     report = (run_folder(tmp_path / "results") / "report.md").read_text()
     assert "cannot connect" in report
 
 
-def test_a_finished_run_resumed_runs_nothing_but_clean_up(fmgauge, finished):
+def test_a_finished_run_resumed_runs_nothing_but_clean_up(called, finished):
     """--resume of a complete run skips every step, and `report` rebuilds the last two."""
     config, folder = finished
 
     with held(folder / ".pipeline.lock", "works on it"):
-        refused = fmgauge("run", config, "--resume", folder.name)
-        not_rebuilt = fmgauge("report", folder)
-    resumed = fmgauge("run", config, "--resume", folder.name)
-    rebuilt = fmgauge("report", folder)
+        refused = called("run", config, "--resume", folder.name)
+        not_rebuilt = called("report", folder)
+    resumed = called("run", config, "--resume", folder.name)
+    rebuilt = called("report", folder)
 
-    assert (refused.code, not_rebuilt.code) == (1, 1)
+    assert (refused.returncode, not_rebuilt.returncode) == (1, 1)
     for done in (refused, not_rebuilt):
-        assert f"process {os.getpid()} works on {folder.name}" in done.err
+        assert f"process {os.getpid()} works on {folder.name}" in done.stderr
 
-    assert [f"{name}: skipped" in resumed.out for name in NOTEBOOKS] == [True] * 5 + [False]
-    assert resumed.code in VALID_OR_NOT
-    assert rebuilt.code == resumed.code
-    assert "4_compute_metrics: done" in rebuilt.out
-    assert "3_run_inference" not in rebuilt.out
+    assert [f"{name}: skipped" in resumed.stdout for name in NOTEBOOKS] == [True] * 5 + [False]
+    assert resumed.returncode in VALID_OR_NOT
+    assert rebuilt.returncode == resumed.returncode
+    assert "4_compute_metrics: done" in rebuilt.stdout
+    assert "3_run_inference" not in rebuilt.stdout
 
 
 def test_papermill_tells_the_error_of_a_cell_and_keeps_the_kernel_s_own_noise(tmp_path):

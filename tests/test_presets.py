@@ -48,15 +48,19 @@ def table_of(heading: str) -> dict[str, list[str]]:
     return {row[0].strip("`"): row[1:] for row in rows[2:]}
 
 
-def test_there_are_five_presets():
-    """One for each instance type that is compared."""
-    assert sorted(PRESETS) == [
-        "imitated-7b-on-ml.g5.12xlarge",
-        "imitated-7b-on-ml.g5.2xlarge",
-        "imitated-7b-on-ml.g5.48xlarge",
-        "imitated-7b-on-ml.inf2.48xlarge",
-        "imitated-7b-on-ml.p4d.24xlarge",
-    ]
+def test_every_preset_is_compared_in_the_shipped_config():
+    """configs/simulated-instances.yml has an experiment for each, on the instance it imitates."""
+    experiments = load_config(ROOT / "configs" / "simulated-instances.yml").config.experiments
+
+    compared = {one.endpoint.preset: one.instance_type for one in experiments}
+
+    assert compared == {name: found.instance_type for name, found in PRESETS.items()}
+
+
+@pytest.mark.parametrize("heading", ["The presets", "Beside the seed's report"])
+def test_the_document_lists_every_preset_and_nothing_else(heading):
+    """Each of the two tables of docs/simulated.md has one row for one preset."""
+    assert {*table_of(heading)} == {*PRESETS}
 
 
 @each_preset
@@ -67,12 +71,6 @@ def test_a_preset_says_what_it_imitates(name):
     assert name == f"imitated-7b-on-{found.instance_type}"
     assert found.instance_type in found.imitates
     assert found.source
-
-
-@each_preset
-def test_a_preset_is_found_by_its_name(name):
-    """What the config names is the profile."""
-    assert preset(name) is PRESETS[name].profile
 
 
 def test_an_unknown_preset_is_a_key_error():

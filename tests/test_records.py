@@ -11,7 +11,7 @@ from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fmgauge.records import (
@@ -128,7 +128,6 @@ RECORDS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(RECORDS, max_size=4))
 def test_every_field_of_a_record_survives_parquet(tmp_path_factory, records):
     """What happened to a request is read back to the last bit, None and lists included."""
@@ -291,7 +290,6 @@ def uncounted(text, **changes):
     return row(**(told | changes))
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(RECORDS, max_size=4), st.floats(0, 1e6))
 def test_rows_become_the_records_that_they_tell_of(records, origin_s):
     """Packed tokens, lists of counts or none, and instants less the origin, for any requests."""
@@ -544,7 +542,6 @@ PAYLOADS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(PAYLOADS, max_size=4))
 def test_payloads_read_back_in_order(tmp_path_factory, payloads):
     """Whatever line breaks a prompt holds, a payload is one line of its file."""

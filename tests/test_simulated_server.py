@@ -20,12 +20,12 @@ from pydantic import ValidationError
 
 from conftest import until
 from fmgauge.config.simulated import BatchingProfile, Faults, SimulatedEndpoint
-from fmgauge.deploy import processes
-from fmgauge.deploy.processes import ProcessId
 from fmgauge.emulator import lease, simulated_server
 from fmgauge.emulator.faults import FAULTS, FaultDraw
 from fmgauge.emulator.simulated_answers import prompt_tokens
 from fmgauge.emulator.truth import GroundTruth, RequestTruth
+from fmgauge.endpoints import processes
+from fmgauge.endpoints.processes import ProcessId
 from fmgauge.load import ask_once
 from fmgauge.records import Endpoint
 

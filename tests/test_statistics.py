@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fmgauge.statistics import (
@@ -42,7 +42,6 @@ def test_ranks_at_a_thousand_samples(p, ranks):
     assert percentile_ranks(1000, p) == ranks
 
 
-@settings(deadline=None)
 @given(levels, st.integers(1, 400))
 def test_interval_is_finite_exactly_from_the_samples_needed(p, n):
     """Both ranks exist in the sample if and only if it holds the samples needed."""
@@ -51,7 +50,6 @@ def test_interval_is_finite_exactly_from_the_samples_needed(p, n):
     assert (low >= 1 and high <= n) == (n >= samples_needed(p))
 
 
-@settings(deadline=None)
 @given(levels, st.integers(1, 150), st.sampled_from([0.8, 0.95, 0.99]))
 def test_ranks_cover_what_they_promise(p, n, confidence):
     """Each tail outside the ranks holds at most half of what the confidence leaves."""
@@ -69,7 +67,6 @@ def test_a_percentile_is_given_as_a_fraction(p):
         samples_needed(p)
 
 
-@settings(deadline=None)
 @given(samples, levels)
 def test_quantile_is_linear_between_order_statistics(values, p):
     """It agrees with numpy's linear quantile, as far as the sample's spread allows it."""
@@ -104,7 +101,6 @@ def test_percentile_is_nan_below_the_samples_needed(n, expected):
     assert percentile(values, 0.95) == pytest.approx(expected, nan_ok=True)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e3), min_size=36, max_size=300), st.sampled_from([0.5, 0.9]))
 def test_percentile_lies_in_its_interval(values, p):
     """The estimate is between the bounds, and both bounds are samples."""
@@ -114,7 +110,6 @@ def test_percentile_lies_in_its_interval(values, p):
     assert {low, high} <= set(values)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e3), min_size=72, max_size=200), st.integers(0, 20))
 def test_failures_never_make_a_percentile_smaller(values, n_failed):
     """Replacing the fastest samples by +inf can only raise the percentile."""
@@ -151,7 +146,6 @@ def sought(values, ranks, *, hold, at_once):
 tied = st.sampled_from([0.0, 0.02, math.nextafter(0.02, 1), 0.25, 1.0, math.inf])
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     st.lists(tied | st.floats(allow_nan=False), min_size=1, max_size=80),
     st.sampled_from([0, 1, 5, 1000]),
@@ -234,7 +228,6 @@ def test_effective_sample_size_of_an_autoregression():
     assert effective_sample_size(values) == pytest.approx(values.size / 9, rel=0.05)
 
 
-@settings(deadline=None)
 @given(samples)
 def test_effective_sample_size_never_exceeds_the_sample(values):
     """Alternating samples are not counted as more than they are."""

@@ -183,7 +183,7 @@ def test_trap_07_own_count_in_place_of_the_server_s_in_silence(tmp_path: Path) -
     planned = closed_loop(2, warmup_s=0.05, requests=12)
     link = LocalLink(planned)
     with ScriptedServer(script) as server:
-        task = StageTask(planned, endpoint("one", server.base_url), payloads(), 7)
+        task = StageTask.of(planned, endpoint("one", server.base_url), payloads(), 7)
         summary = run_event_loop(run_shard_over(task, link))
     outcome = Outcome(planned, (summary,), [], link.origin_s)
     with StageWriter(tmp_path / "stage", planned.key) as writer:
@@ -283,7 +283,7 @@ def test_trap_11_lag_of_the_client_s_own_loop_taken_for_the_server_s(server: Sim
     """A client too busy to read in time says so, and the stage is marked."""
     planned = closed_loop(4, duration_s=0.5)
     link = LocalLink(planned)
-    task = StageTask(planned, endpoint("one", server.base_url), prompts_for([8]), 7)
+    task = StageTask.of(planned, endpoint("one", server.base_url), prompts_for([8]), 7)
     summary = run_event_loop(beside_a_blocker(task, link))
 
     records = [record_of(row, key=planned.key, origin_s=link.origin_s) for row in link.rows]
@@ -323,7 +323,7 @@ def test_trap_14_latency_below_zero_from_two_clocks(server: Simulated) -> None:
         rows.extend((row, origin_s) for frame in frames for row in rows_of(frame))
 
     planned = closed_loop(4, requests=100)
-    task = StageTask(planned, endpoint("one", server.base_url), prompts_for([4]), 7)
+    task = StageTask.of(planned, endpoint("one", server.base_url), prompts_for([4]), 7)
     with Workers(2, RealClock()) as workers:
         workers.run(task, 2, take)
 
@@ -385,7 +385,7 @@ def test_trap_17_hanging_where_every_worker_fails_at_start(
 ) -> None:
     """Where no worker comes to the start, the stage ends with the reason; it waits for nobody."""
     at = endpoint("one", "http://127.0.0.1:1/v1")
-    task = StageTask(closed_loop(4, duration_s=60.0), at, payloads(reserved=reserved), 7)
+    task = StageTask.of(closed_loop(4, duration_s=60.0), at, payloads(reserved=reserved), 7)
 
     deaths: list[str] = []
     thread = Thread(target=run_workers, args=(task, deaths), kwargs={"killed": killed}, daemon=True)

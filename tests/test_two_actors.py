@@ -15,6 +15,8 @@ import pytest
 from conftest import processes_of, until
 from fmgauge.records import read_stage, stage_folders
 
+pytestmark = pytest.mark.whole
+
 CONFIG = """\
 run: {{name: probe, seed: 7}}
 workloads:
@@ -35,11 +37,10 @@ prices: {{hourly_usd: {{local-cpu: 0.1}}}}
 """
 BY_HAND = """
 import sys
-from fmgauge.deploy import serving
+from fmgauge.endpoints import serving
 from fmgauge.load import run_stages
 from fmgauge.runs import open_run
 
-pytestmark = pytest.mark.whole
 run = open_run(sys.argv[1], sys.argv[2])
 with serving(run) as served:
     run_stages(run, served.endpoints, on_experiment_done=served.release)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from fmgauge.deploy import bring_up
+from fmgauge.endpoints import bring_up
 from fmgauge.load import run_stages
 from fmgauge.records import Endpoint, read_endpoints, write_payloads
 from fmgauge.runs import Run, open_run

@@ -17,11 +17,7 @@ from scripted_server import chat_events, delta, event, usage
 
 APIS = ("chat", "completions", "responses")
 each_api = pytest.mark.parametrize("api", APIS)
-unhurried = settings(
-    deadline=None,
-    max_examples=80,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+unhurried = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def decoder_of(api: str) -> Decoder:

@@ -50,12 +50,12 @@ def planned(base_url: str, concurrency: int = 4, **load: Any) -> PlannedStage:
         load=(loop,),
     )
     workload = WorkloadConfig(name="short", source=PythonDocsSource(kind="python_docs"))
-    return PlannedStage(experiment, workload, loop, concurrency)
+    return PlannedStage(loop, concurrency, experiment, workload)
 
 
 def task(base_url: str, **load: Any) -> StageTask:
     """A closed-loop stage as workers are told of it."""
-    return StageTask(planned(base_url, **load), endpoint("one", base_url), payloads(), 7)
+    return StageTask.of(planned(base_url, **load), endpoint("one", base_url), payloads(), 7)
 
 
 class Kept:
@@ -218,6 +218,7 @@ def full_queue() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
 
 
+@pytest.mark.whole  # five seconds of waiting
 def test_no_worker_is_taken_for_dead_where_connections_take_long() -> None:
     """Opening them takes longer than a worker may be silent: it is the server that is slow."""
     kept = Kept()
@@ -257,7 +258,7 @@ def test_no_worker_is_taken_for_dead_where_the_machine_slept() -> None:
 def test_worker_that_fails_tells_why() -> None:
     """An error in a worker's program ends the stage with that error's own words."""
     with Workers(1, RealClock()) as workers:
-        stage = StageTask(
+        stage = StageTask.of(
             planned("http://127.0.0.1:1/v1"), endpoint("one", "http://127.0.0.1:1/v1"), [], 7
         )
         with pytest.raises(WorkerDied, match="has no prompts kept for warm-up"):

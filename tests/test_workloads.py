@@ -16,7 +16,7 @@ from typing import Any
 
 import boto3
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -389,7 +389,6 @@ def test_a_template_that_leaves_nothing_to_ask_names_the_row(
     assert "prompt is empty" in problem.problem
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=2, unique=True))
 def test_any_text_survives_from_line_to_payload(prompts: list[str]) -> None:
     """Whatever JSON can say reaches the payload as it was, and nothing is lost unsaid."""

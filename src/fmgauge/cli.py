@@ -173,7 +173,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _clean_up(options: argparse.Namespace) -> int:
-    from fmgauge.deploy import RunInUse, clean_up
+    from fmgauge.endpoints import RunInUse, clean_up
     from fmgauge.runs import find_run_folder, find_run_folders
 
     runs = [find_run_folder(options.run_id)] if options.run_id else find_run_folders()
@@ -206,7 +206,7 @@ def _clean_up(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     from fmgauge.config import load_config
-    from fmgauge.deploy import serve
+    from fmgauge.endpoints import serve
     from fmgauge.pipeline.notebooks import StopSignal
 
     loaded = load_config(options.config, options.overrides)

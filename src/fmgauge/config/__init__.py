@@ -3,10 +3,11 @@
 from fmgauge.config.keys import key_parts
 from fmgauge.config.loading import LoadedConfig, differing_keys, load_config
 from fmgauge.config.model import Config
-from fmgauge.config.stages import PlannedStage, planned_stages
+from fmgauge.config.stages import LoadLevel, PlannedStage, planned_stages
 
 __all__ = [
     "Config",
+    "LoadLevel",
     "LoadedConfig",
     "PlannedStage",
     "differing_keys",

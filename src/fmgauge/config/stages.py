@@ -22,23 +22,11 @@ MOST_TIMES_ASKED = 4.0  # by which warm-up and window together may exceed what w
 
 
 @dataclass(frozen=True)
-class PlannedStage:
-    """One load level of one workload against one experiment, before it is run."""
+class LoadLevel:
+    """One level of one load: all that is to be known of a stage to send its requests."""
 
-    experiment: Experiment
-    workload: Workload
     load: ClosedLoop | OpenLoop
     level: float  # requests in flight, or requests per second
-
-    @property
-    def name(self) -> str:
-        """The stage's folder and its name in every table."""
-        return stage_names(self.experiment)[self.load, self.level]
-
-    @property
-    def key(self) -> StageKey:
-        """The stage's experiment, workload and name."""
-        return StageKey(self.experiment.name, self.workload.name, self.name)
 
     @property
     def concurrency(self) -> int | None:
@@ -133,6 +121,24 @@ class PlannedStage:
         return 0 if self.planned_s is not None else self.load.requests or 0
 
 
+@dataclass(frozen=True)
+class PlannedStage(LoadLevel):
+    """One load level of one workload against one experiment, before it is run."""
+
+    experiment: Experiment
+    workload: Workload
+
+    @property
+    def name(self) -> str:
+        """The stage's folder and its name in every table."""
+        return stage_names(self.experiment)[self.load, self.level]
+
+    @property
+    def key(self) -> StageKey:
+        """The stage's experiment, workload and name."""
+        return StageKey(self.experiment.name, self.workload.name, self.name)
+
+
 def load_levels(load: Load) -> tuple[float, ...]:
     """The levels of one load, one stage each."""
     return load.concurrency if isinstance(load, ClosedLoop) else load.request_rate
@@ -211,7 +217,7 @@ def think_times(config: Config) -> dict[StageKey, float]:
 def planned_stages(config: Config) -> tuple[PlannedStage, ...]:
     """Every stage that `config` asks for, experiment by experiment, in the order of running."""
     return tuple(
-        PlannedStage(experiment, config.workload(name), load, level)
+        PlannedStage(load, level, experiment, config.workload(name))
         for experiment in config.experiments
         for name in experiment.workloads
         for load in experiment.load

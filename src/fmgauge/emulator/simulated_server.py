@@ -39,7 +39,9 @@ from fmgauge.runs import now_utc
 from fmgauge.transport import Clock, RealClock, new_event_loop
 
 MODULE = "fmgauge.emulator.simulated_server"
-_NO_FAULT = "none"
+NO_FAULT = {"fault": "none"}
+"""What a request's body holds that is to meet no fault, drawn or not."""
+_NONE = NO_FAULT["fault"]
 
 
 def command(
@@ -181,9 +183,9 @@ class SimulatedServer:
         """The fault that a request names, else the next one drawn: naming leaves the draw alone."""
         if forced is None:
             return self._draw.next()
-        if forced not in (*FAULTS, _NO_FAULT):
-            raise BadRequest(f"there is no fault {forced!r}: {', '.join((*FAULTS, _NO_FAULT))}")
-        return None if forced == _NO_FAULT else cast(Fault, forced)
+        if forced not in (*FAULTS, _NONE):
+            raise BadRequest(f"there is no fault {forced!r}: {', '.join((*FAULTS, _NONE))}")
+        return None if forced == _NONE else cast(Fault, forced)
 
     def _begin(self, generation: Generation) -> None:
         if generation.name not in self._in_flight:  # its client left while it waited

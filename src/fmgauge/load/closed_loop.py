@@ -29,10 +29,10 @@ class ClosedLoopShard(StageShard):
 
     def __init__(self, task: StageTask, shard: Shard, link: Link, clock: Clock) -> None:
         super().__init__(task, shard, link, clock)
-        assert isinstance(task.planned.load, ClosedLoop)
-        assert task.planned.concurrency is not None
-        self._load: ClosedLoop = task.planned.load
-        self._concurrency = task.planned.concurrency
+        assert isinstance(task.asked.load, ClosedLoop)
+        assert task.asked.concurrency is not None
+        self._load: ClosedLoop = task.asked.load
+        self._concurrency = task.asked.concurrency
         self._numbers = dict.fromkeys(("warmup", "measured", "drain"), shard.index)
         requests = self._load.requests
         self._measured_left = None if requests is None else shard.share(requests)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fmgauge.config import PlannedStage
-from fmgauge.records import ClientUse, Endpoint, Payload, Row
+from fmgauge.config import LoadLevel, PlannedStage
+from fmgauge.records import ClientUse, Endpoint, Payload, Row, StageKey
 
 _HEAD = struct.Struct("!IB")  # length of what follows, and its kind
 _ROWS, _MESSAGE = 0, 1
@@ -23,14 +23,23 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class StageTask:
-    """A stage as its workers are told of it; a key is named, never held."""
+    """A stage as its workers are told of it: no config, and a secret is named, never held."""
 
-    planned: PlannedStage
+    key: StageKey
+    asked: LoadLevel
     endpoint: Endpoint
     payloads: Sequence[Payload]
     seed: int
     replication: int = 0
     keep_text: bool = False
+
+    @classmethod
+    def of(
+        cls, planned: PlannedStage, endpoint: Endpoint, payloads: Sequence[Payload], seed: int
+    ) -> StageTask:
+        """The task of `planned`."""
+        asked = LoadLevel(planned.load, planned.level)
+        return cls(planned.key, asked, endpoint, payloads, seed)
 
 
 @dataclass(frozen=True, slots=True)

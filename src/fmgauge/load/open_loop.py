@@ -47,11 +47,11 @@ class OpenLoopShard(StageShard):
 
     def __init__(self, task: StageTask, shard: Shard, link: Link, clock: Clock) -> None:
         super().__init__(task, shard, link, clock)
-        assert isinstance(task.planned.load, OpenLoop)
-        assert task.planned.request_rate is not None
-        self._load: OpenLoop = task.planned.load
-        self._request_rate = task.planned.request_rate
-        seed = stage_seed(task.seed, task.planned.key, task.replication)
+        assert isinstance(task.asked.load, OpenLoop)
+        assert task.asked.request_rate is not None
+        self._load: OpenLoop = task.asked.load
+        self._request_rate = task.asked.request_rate
+        seed = stage_seed(task.seed, task.key, task.replication)
         cap = self._load.max_in_flight
         self._most_in_flight = math.inf if cap is None else shard.share(cap)
         self._most_measured = self._load.requests or math.inf

@@ -43,7 +43,7 @@ class StageShard(ABC):
         self.in_flight = 0
         self.held_back = 0
         self.n_unsent = 0
-        self._load_settings = task.planned.load
+        self._load_settings = task.asked.load
         self._shard = shard
         self._link = link
         self._clock = clock
@@ -51,8 +51,8 @@ class StageShard(ABC):
         self._target = Target(
             task.endpoint, api_key_of(task.endpoint.api_key_env), keep_text=task.keep_text
         )
-        self._prompts = Prompts(task.payloads, task.planned.key, self._target)
-        self._client: Client = self._target.client(clock, timeouts_of(task.planned.load))
+        self._prompts = Prompts(task.payloads, task.key, self._target)
+        self._client: Client = self._target.client(clock, timeouts_of(task.asked.load))
         self._id_prefix = uuid.uuid4().hex[:16]
         self._salt = salts_after(self._id_prefix)
         self._n_sent = 0

@@ -158,7 +158,7 @@ def _run_and_write(
 ) -> str:
     """Run one stage, writing its records as they come, and tell in one line what came of it."""
     run, shards = plan.run, shards_of(planned, plan.run.config.run.workers)
-    task = StageTask(
+    task = StageTask.of(
         planned,
         plan.endpoints[planned.experiment.name],
         read_payloads(run.payloads_path(planned.workload.name)),
@@ -225,20 +225,20 @@ def _info(
 ) -> StageInfo:
     """The facts of a whole stage from those of its parts."""
     assert steering.window_start_s is not None  # no part ends before it
-    key, load = task.planned.key, task.planned.load
+    key, load = task.key, task.asked.load
     return StageInfo(
         experiment=key.experiment,
         workload=key.workload,
         stage=key.stage,
         kind=load.kind,
-        concurrency=task.planned.concurrency,
+        concurrency=task.asked.concurrency,
         started_at=started_at,
         window_start_s=steering.window_start_s,
         window_end_s=max(part.window_end_s for part in summaries),
         finished_at_s=max(part.finished_at_s for part in summaries),
         replication=task.replication,
         seed=task.seed,
-        request_rate=task.planned.mean_request_rate,
+        request_rate=task.asked.mean_request_rate,
         arrivals=load.arrivals if isinstance(load, OpenLoop) else None,
         workers=len(summaries),
         client=ClientUse(
@@ -320,7 +320,7 @@ def _remaining_s(
 
     Until its count is full at the rate so far, where that comes first; None where nothing is known.
     """
-    planned, start_s = steering.planned, steering.window_start_s
+    planned, start_s = steering.asked, steering.window_start_s
     load, ends_s = planned.load, (planned.planned_s, planned.most_planned_s)
     if steering.window_end_s is not None:
         ends_s = (steering.window_end_s, steering.window_end_s)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fmgauge.config import PlannedStage
+from fmgauge.config import LoadLevel
 from fmgauge.config.model import Budgets
 from fmgauge.load.link import Status, WindowBegins, WindowEnds
 from fmgauge.records import WarmupEnd, WindowEnd
@@ -63,7 +63,7 @@ class Steering:
     requests that the budgets need; a backlog that clearly grows ends warm-up and window early.
     """
 
-    planned: PlannedStage
+    asked: LoadLevel
     needed: int
     window_start_s: float | None = None
     window_end_s: float | None = None  # None as long as only a count may end the window
@@ -77,10 +77,10 @@ class Steering:
     _is_half_seen: bool = False
 
     def __post_init__(self) -> None:
-        load = self.planned.load
+        load = self.asked.load
         if load.requests is not None:  # never more; and just so many, where only they end it
             self.needed = min(self.needed, load.requests) if load.duration_s else load.requests
-        if self.planned.is_ramp:
+        if self.asked.is_ramp:
             self.needed = 0
         growth(range(GROWTH_BATCHES))  # scipy is imported now, and not while the load runs
 
@@ -101,7 +101,7 @@ class Steering:
     # --- warm-up ----------------------------------------------------------------------------------
 
     def _looked_at_warmup(self, now_s: float, reports: Sequence[Status]) -> WindowBegins | None:
-        load, most_s = self.planned.load, self.planned.most_warmup_s
+        load, most_s = self.asked.load, self.asked.most_warmup_s
         if now_s + 2 * AHEAD_S < load.warmup_s:
             return None
         how = self._how_warm(now_s, reports)
@@ -119,9 +119,9 @@ class Steering:
         return WindowBegins(start_s, self.window_end_s)
 
     def _how_warm(self, now_s: float, reports: Sequence[Status]) -> WarmupEnd | None:
-        if self.planned.concurrency is not None:
+        if self.asked.concurrency is not None:
             n_cold = sum(report.n_cold for report in reports)
-            return "steady" if n_cold <= (1 - WARM_SHARE) * self.planned.concurrency else None
+            return "steady" if n_cold <= (1 - WARM_SHARE) * self.asked.concurrency else None
         if now_s < self._look_s:
             return None
         self._look_s = _LOOKS_AGAIN * now_s
@@ -148,11 +148,11 @@ class Steering:
             return None
         n_due = sum(report.n_due for report in reports)
         end_s = max(self._candidate_s, now_s + AHEAD_S)
-        last_s = start_s + self.planned.most_window_s(start_s)
+        last_s = start_s + self.asked.most_window_s(start_s)
         is_last = self._candidate_s >= last_s
         by_then = n_due * (end_s - start_s) / (now_s - start_s) if is_last else n_due
         if by_then >= self.needed:
-            is_asked = self._candidate_s <= start_s + (self.planned.load.duration_s or math.inf)
+            is_asked = self._candidate_s <= start_s + (self.asked.load.duration_s or math.inf)
             return self._ends("asked" if is_asked else "extended", end_s)
         if is_last or self._grows(start_s, now_s):
             return self._ends("capped" if is_last else "overloaded", end_s)
@@ -179,12 +179,12 @@ class Steering:
     def _grows(self, from_s: float, to_s: float, *, clearly: bool = False) -> bool:
         """Whether what is outstanding grew over that time, as no stable load lets it."""
         line = self._growth(from_s, to_s, 0.999 if clearly else 0.99)
-        n_arrivals = self.planned.level * (to_s - from_s)
+        n_arrivals = self.asked.level * (to_s - from_s)
         return line is not None and line.is_backlog(n_arrivals, clearly=clearly)
 
     def _growth(self, from_s: float, to_s: float, confidence: float = 0.99) -> Growth | None:
         """The growth of what is outstanding; None of closed loops, ramps, and too short a time."""
-        if self.planned.request_rate is None or self.planned.is_ramp:
+        if self.asked.request_rate is None or self.asked.is_ramp:
             return None
         seen = np.array([one for one in self._seen if from_s <= one[0] <= to_s])
         if len(seen) < 2 * GROWTH_BATCHES:

@@ -47,7 +47,7 @@ _ALIVE = message_frame(Alive())
 
 async def run_shard(task: StageTask, shard: Shard, link: Link, clock: Clock) -> Summary:
     """Run one part of a stage, giving its rows to `link`; the facts of that part."""
-    kind = ClosedLoopShard if isinstance(task.planned.load, ClosedLoop) else OpenLoopShard
+    kind = ClosedLoopShard if isinstance(task.asked.load, ClosedLoop) else OpenLoopShard
     return await kind(task, shard, link, clock).run()
 
 

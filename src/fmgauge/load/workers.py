@@ -205,7 +205,7 @@ class Workers:
         self._replace_ended()
         self._active = self._workers[:shards]
         self._on_rows, self._origin_s = on_rows, 0.0
-        self._steering = steering or Steering(task.planned, needed=0)
+        self._steering = steering or Steering(task.asked, needed=0)
         self._ended_s, self._reports = bytearray(), set[int]()
         self._has_news, self._is_steered = False, True
         self._meanwhile, self._endpoint_ended, self._every_s = meanwhile, ended, every_s

@@ -9,7 +9,7 @@ from pathlib import Path
 from fmgauge.config import LoadedConfig, load_config, planned_stages
 from fmgauge.config.model import OpenLoop
 from fmgauge.config.yaml_text import Location
-from fmgauge.deploy import preset_problems
+from fmgauge.endpoints import kind_of
 from fmgauge.errors import ConfigError, Problem
 from fmgauge.load import api_key_of
 from fmgauge.load.workers import shards_of
@@ -35,8 +35,7 @@ def check_loaded(loaded: LoadedConfig, *, offline: bool = False) -> list[str]:
     """Check the prices and data of a config that is already read; lines as `preflight` gives."""
     problems = [
         *price_problems(loaded),
-        *_key_problems(loaded),
-        *preset_problems(loaded),
+        *_endpoint_problems(loaded),
         *_client_problems(loaded),
     ]
     if problems:
@@ -46,15 +45,17 @@ def check_loaded(loaded: LoadedConfig, *, offline: bool = False) -> list[str]:
     return [_plan_line(loaded), *_simulated_line(loaded), *map(_workload_line, workloads)]
 
 
-def _key_problems(loaded: LoadedConfig) -> Iterator[Problem]:
-    """Keys that a variable of the environment should hold, and does not."""
+def _endpoint_problems(loaded: LoadedConfig) -> Iterator[Problem]:
+    """What keeps endpoints from coming up, and keys that their variables do not hold."""
     for index, experiment in enumerate(loaded.config.experiments):
+        kind = kind_of(experiment.endpoint)
         try:
-            api_key_of(getattr(experiment.endpoint, "api_key_env", None))
+            api_key_of(kind.endpoint(experiment, experiment.endpoint).api_key_env)
         except ConfigError as error:
             location = ("experiments", index, "endpoint", "api_key_env")
             found = error.problems[0]
             yield loaded.problem(location, found.problem, found.remedy)
+        yield from kind.problems(loaded, experiment)
 
 
 def _client_problems(loaded: LoadedConfig) -> Iterator[Problem]:
@@ -93,7 +94,7 @@ def _plan_line(loaded: LoadedConfig) -> str:
 
 
 def _simulated_line(loaded: LoadedConfig) -> Iterator[str]:
-    names = [e.name for e in loaded.config.experiments if e.endpoint.kind == "simulated"]
+    names = [e.name for e in loaded.config.experiments if kind_of(e.endpoint).is_simulated]
     if names:
         yield f"SIMULATED, no latency is real and nothing is billed: {', '.join(names)}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fmgauge.config import load_config, planned_stages
 from fmgauge.decision import read_decision
-from fmgauge.deploy import RunInUse, announcements, clean_up, hold_lease
+from fmgauge.endpoints import RunInUse, announcements, clean_up, hold_lease
 from fmgauge.errors import ConfigError, FmgaugeError, StepError
 from fmgauge.pipeline.display import Display, display_for
 from fmgauge.pipeline.notebooks import (

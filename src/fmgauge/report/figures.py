@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fmgauge.endpoints import kind_of
 from fmgauge.report.drawing import png, watermark
 from fmgauge.report.error_figure import error_rates
 from fmgauge.report.latency_figures import concurrency_vs_latency, tokens_vs_latency
@@ -19,7 +20,7 @@ _DRAWN = {
 def pictures(material: Material) -> dict[str, bytes]:
     """Every picture of the report as PNG, by file name, in the report's order."""
     drawn = {name: draw(material) for name, draw in _DRAWN.items()}
-    if any(one.endpoint.kind == "simulated" for one in material.experiments):
+    if any(kind_of(one.endpoint).is_simulated for one in material.experiments):
         for figure in drawn.values():
             watermark(figure, "SIMULATED")  # pictures are passed on without their report
     return {name: png(figure) for name, figure in drawn.items()}

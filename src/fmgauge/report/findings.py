@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from fmgauge.config.model import Experiment
@@ -20,6 +19,7 @@ from fmgauge.decision import (
     next_edge_caveat,
     standing,
 )
+from fmgauge.endpoints import kind_of
 from fmgauge.metrics import NO_RECORDS, PER_TOKEN
 from fmgauge.pricing import Price
 from fmgauge.report import wording
@@ -73,7 +73,8 @@ def _what(material: Material) -> Markdown:
     """The models by what answered for them, then which of them are not real."""
     by_engine: dict[str, list[Markdown]] = {}
     for experiment in material.experiments:
-        by_engine.setdefault(_ENGINES[experiment.endpoint.kind], []).append(_model(experiment))
+        answered_by = kind_of(experiment.endpoint).answered_by
+        by_engine.setdefault(answered_by, []).append(_model(experiment))
     sentences = [
         Markdown("{} {}.").fill(joined(dict.fromkeys(models)), engine)
         for engine, models in by_engine.items()
@@ -82,26 +83,16 @@ def _what(material: Material) -> Markdown:
     return Markdown("**What:** " + " ".join([*sentences, *caveats]))
 
 
-_ENGINES = {
-    "openai": "behind an OpenAI-compatible server that was already there",
-    "llamacpp": "on the embedded llama.cpp engine",
-    "simulated": "on a simulated server",
-}
-
-
 def _model(experiment: Experiment) -> Markdown:
     """A model's name, with its file where it came from one."""
-    model, endpoint = code(experiment.model.name), experiment.endpoint
-    if endpoint.kind != "llamacpp" or endpoint.gguf is None:
-        return model
-    return Markdown("{} (file {})").fill(model, code(PurePath(endpoint.gguf).name))
+    model = code(experiment.model.name)
+    file = kind_of(experiment.endpoint).model_file(experiment.endpoint)
+    return Markdown("{} (file {})").fill(model, code(file.name)) if file else model
 
 
 def _random_weights(material: Material) -> Iterator[Markdown]:
     """One sentence on the models that this package made up, where there are any."""
-    made = [
-        e for e in material.experiments if e.endpoint.kind == "llamacpp" and not e.endpoint.gguf
-    ]
+    made = [e for e in material.experiments if kind_of(e.endpoint).has_random_weights(e.endpoint)]
     models = list(dict.fromkeys(code(experiment.model.name) for experiment in made))
     if not models:
         return
@@ -119,7 +110,7 @@ def _random_weights(material: Material) -> Iterator[Markdown]:
 
 def _simulated(material: Material) -> Iterator[Markdown]:
     """One sentence on the experiments behind which no model ran, where there are any."""
-    names = [code(e.name) for e in material.experiments if e.endpoint.kind == "simulated"]
+    names = [code(e.name) for e in material.experiments if kind_of(e.endpoint).is_simulated]
     if names:
         which = joined(names) if len(names) < len(material.experiments) else "every experiment"
         yield Markdown(
@@ -129,7 +120,7 @@ def _simulated(material: Material) -> Iterator[Markdown]:
 
 
 def _where(material: Material) -> Markdown:
-    embedded = {experiment.endpoint.kind != "openai" for experiment in material.experiments}
+    embedded = {kind_of(experiment.endpoint).is_local for experiment in material.experiments}
     subject = "the machine that sent the load" if embedded == {False} else "one machine for both"
     if embedded == {True}:
         subject = "engine and load generator shared one machine"
@@ -165,7 +156,7 @@ def _measured_requests(metrics: pd.DataFrame) -> str:
 
 def simulated_sentence(run: Run) -> str:
     """That a run's figures are an imitation's, for a terminal; "" where every endpoint is real."""
-    names = [e.name for e in run.config.experiments if e.endpoint.kind == "simulated"]
+    names = [e.name for e in run.config.experiments if kind_of(e.endpoint).is_simulated]
     if not names:
         return ""
     if len(names) == len(run.config.experiments):
@@ -330,7 +321,7 @@ def _few(n_requests: int) -> str:
 def _caveats(material: Material, stage: StageVerdict) -> Markdown:
     """What else keeps the answer's figures from being the endpoint's own; nothing as a rule."""
     row = material.row(stage)
-    simulated = material.config.experiment(stage.experiment).endpoint.kind == "simulated"
+    simulated = kind_of(material.config.experiment(stage.experiment).endpoint).is_simulated
     held = f"max_in_flight held {wording.plural(row['held_back'], 'request')} back there."
     return sentences(
         "These figures are simulated." if simulated else "",
@@ -485,7 +476,7 @@ def costs(material: Material) -> Markdown:
 
 def _not_billed(material: Material) -> Markdown:
     """Which of the costs nobody has to pay, and what they imitate; nothing where all is real."""
-    imitated = [e for e in material.experiments if e.endpoint.kind == "simulated"]
+    imitated = [e for e in material.experiments if kind_of(e.endpoint).is_simulated]
     if not imitated:
         return Markdown("")
     names = [experiment.name for experiment in imitated]

@@ -7,12 +7,12 @@ requests it needs, or infinite where the failures reach that far.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fmgauge.config.model import Experiment, LlamacppEndpoint
-from fmgauge.config.simulated import Faults
+from fmgauge.config.model import Experiment
 from fmgauge.decision import BudgetCheck, StageVerdict, column_of
+from fmgauge.endpoints import kind_of
 from fmgauge.metrics import PERCENTILES
 from fmgauge.records import Endpoint
 from fmgauge.report import wording
@@ -278,7 +278,7 @@ def _endpoint_row(material: Material, experiment: Experiment) -> list[object]:
         code(experiment.model.name),
         experiment.endpoint.kind,
         f"{count}{instance_of(experiment)}",
-        ", ".join(_settings(experiment)),
+        ", ".join(kind_of(experiment.endpoint).settings(experiment.endpoint)),
         "n/a" if started_s is None else wording.fixed(started_s),
         _state(endpoint),
     ]
@@ -291,28 +291,6 @@ def _state(endpoint: Endpoint | None) -> Markdown:
         return escaped(endpoint.state)
     words = "{} ({})" if endpoint.state == "ready" else "{}: {}"  # a busy server is kept
     return Markdown(words).fill(endpoint.state, code(shortened(endpoint.error, _LONGEST_ERROR)))
-
-
-def _settings(experiment: Experiment) -> Iterator[str]:
-    endpoint = experiment.endpoint
-    if endpoint.kind == "openai":
-        yield endpoint.base_url
-    if endpoint.kind != "llamacpp":
-        yield f"{endpoint.api} API"
-    if endpoint.kind == "simulated":
-        yield f"preset {endpoint.preset}" if endpoint.preset else "a profile of the config's own"
-        yield f"seed {endpoint.seed}"
-        yield "with faults" if endpoint.faults != Faults() else "without faults"
-    if endpoint.kind == "llamacpp":
-        yield from _engine_settings(endpoint)
-
-
-def _engine_settings(endpoint: LlamacppEndpoint) -> Iterator[str]:
-    if endpoint.gguf is None:
-        yield f"{endpoint.layers} layers, width {endpoint.width}"
-    yield wording.plural(endpoint.parallel, "slot")
-    yield wording.plural(endpoint.threads, "thread")
-    yield f"{endpoint.context_tokens} tokens a slot"
 
 
 def machine_table(material: Material) -> Markdown:

@@ -19,13 +19,15 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from conftest import until
 from fmgauge.config import planned_stages
-from fmgauge.deploy import (
+from fmgauge.emulator import llamacpp_server, simulated_server
+from fmgauge.emulator.lease import expired, read_lease, renew
+from fmgauge.endpoints import (
     CleanUpReport,
     RunInUse,
     announcements,
@@ -35,10 +37,8 @@ from fmgauge.deploy import (
     processes,
     serving,
 )
-from fmgauge.deploy.ledger import LedgerEvent, append, outstanding, read_ledger, times_planned
-from fmgauge.deploy.processes import ProcessId
-from fmgauge.emulator import llamacpp_server, simulated_server
-from fmgauge.emulator.lease import expired, read_lease, renew
+from fmgauge.endpoints.ledger import LedgerEvent, append, attempts, outstanding, read_ledger
+from fmgauge.endpoints.processes import ProcessId
 from fmgauge.errors import ConfigError, StepError
 from fmgauge.load import ask_once, run_stages
 from fmgauge.records import (
@@ -282,6 +282,7 @@ def test_dead_server_is_replaced(opened: Callable[..., Run], tmp_path: Path) -> 
 BUSY = "busy: it did not answer within 10 s, and is kept"
 
 
+@pytest.mark.whole  # ten seconds of waiting
 def test_a_living_server_that_is_too_busy_to_answer_is_kept(
     opened: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -699,7 +700,7 @@ def test_resource_of_an_unknown_type_is_reported_as_left(
 
 HOLDER = """
 import sys, time
-from fmgauge.deploy import bring_up
+from fmgauge.endpoints import bring_up
 from fmgauge.emulator.lease import hold
 from fmgauge.runs import open_run
 run = open_run(sys.argv[1], sys.argv[2])
@@ -710,6 +711,7 @@ with hold(run.lease_path, "pipeline", 1.5, 0.2):
 """
 
 
+@pytest.mark.whole
 @each_kind
 def test_server_is_gone_soon_after_its_pipeline_was_killed(
     opened: Callable[..., Run], tmp_path: Path, wanted: dict[str, Any]
@@ -886,8 +888,8 @@ def test_ending_a_process_that_is_gone_says_it_is_gone() -> None:
 
 def event(kind: Any, name: str = "server-1", **more: Any) -> LedgerEvent:
     """A ledger event of a run called `run`."""
-    facts = {"resource_type": "llamacpp_server", "at": "2026-11-23T18:00:00+00:00", **more}
-    return LedgerEvent(event=kind, name=name, run_id="run", **facts)
+    facts = {"run_id": "run", "resource_type": "llamacpp_server", "at": "2026-11-23T18:00:00+00:00"}
+    return LedgerEvent(**{"event": kind, "name": name, "experiment": "a"} | facts | more)
 
 
 KINDS = st.sampled_from(["planned", "created", "deleted", "never_created"])
@@ -902,7 +904,6 @@ def test_outstanding_is_what_was_planned_or_created_last(events: list[LedgerEven
     assert set(outstanding(events)) == expected
 
 
-@settings(max_examples=40)  # each appends to a real disk
 @given(events=EVENTS, cut=st.integers(0, 400), name=st.text(max_size=5))
 def test_torn_ledger_keeps_every_whole_line(
     events: list[LedgerEvent],
@@ -928,7 +929,17 @@ def test_missing_ledger_holds_no_events(tmp_path: Path) -> None:
     assert read_ledger(tmp_path / "ledger.jsonl") == ()
 
 
-def test_names_are_counted_for_one_experiment_only() -> None:
-    """The next number of `llamacpp-a` counts its own plans, not those of `llamacpp-a-1`."""
-    names = ["llamacpp-a-1", "llamacpp-a-2", "llamacpp-a-1-1", "llamacpp-b-1"]
-    assert times_planned([event("planned", name) for name in names], "llamacpp-a") == 2
+def test_attempts_of_an_earlier_version_s_ledger_are_counted_by_experiment(tmp_path: Path) -> None:
+    """Before events named their experiment the servers' names did; `a` is not `a-1`."""
+    for name in ["llamacpp-a-1", "llamacpp-a-2", "llamacpp-a-1-1", "llamacpp-b-1"]:
+        append(tmp_path / "ledger.jsonl", event("planned", name, experiment=None))
+
+    assert attempts(read_ledger(tmp_path / "ledger.jsonl"), "a") == 2
+
+
+def test_attempts_that_got_no_further_than_their_first_thing_count() -> None:
+    """Of two attempts at a model with an endpoint, the first could not create the model."""
+    things = ["model", "model", "endpoint"]
+    events = [event("planned", resource_type=one) for one in things]
+
+    assert attempts(events, "a") == 2

@@ -9,10 +9,10 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from fmgauge.deploy import local_servers
-from fmgauge.deploy.ledger import LedgerEvent, outstanding, read_ledger
-from fmgauge.deploy.local_kinds import MODULES
 from fmgauge.emulator.lease import RUN_BY_PIPELINE
+from fmgauge.endpoints.ledger import LedgerEvent
+from fmgauge.endpoints.protocol import Outcome
+from fmgauge.endpoints.release import deleted, standing
 from fmgauge.errors import StepError
 from fmgauge.records.locks import held, holder
 from fmgauge.runs import RunFolder
@@ -49,13 +49,18 @@ def clean_up(run: RunFolder, *, force: bool = False) -> CleanUpReport:
                 alone.enter_context(held(run.load_lock_path, f"works on {run.run_id}"))
             except StepError as error:  # somebody came since
                 raise RunInUse(str(error)) from error
-        events = [event for event in outstanding(read_ledger(run.ledger_path)) if event.owned]
-        outcomes = {event.name: _closed(run, event) for event in events}
+        outcomes = {_told(event): deleted(run, event) for event in reversed(standing(run))}
 
-    def with_outcome(wanted: local_servers.Outcome) -> tuple[str, ...]:
-        return tuple(name for name, outcome in outcomes.items() if outcome == wanted)
+    def found(*wanted: Outcome) -> tuple[str, ...]:
+        return tuple(name for name, outcome in outcomes.items() if outcome in wanted)
 
-    return CleanUpReport(with_outcome("ended"), with_outcome("left"), with_outcome("already_gone"))
+    return CleanUpReport(found("ended"), found("left"), found("already_gone", "never_created"))
+
+
+def _told(event: LedgerEvent) -> str:
+    """The resource's name, and what it costs while it stands."""
+    cost = f" at ${event.usd_per_hour:.4g} an hour" if event.usd_per_hour else ""
+    return f"{event.name}{cost}"
 
 
 def _user_of(run: RunFolder) -> str | None:
@@ -65,10 +70,3 @@ def _user_of(run: RunFolder) -> str | None:
         holder(path) for path in (run.pipeline_lock_path, run.use_lock_path, run.load_lock_path)
     )
     return next((user for user in users if user is not None and user not in own), None)
-
-
-def _closed(run: RunFolder, event: LedgerEvent) -> local_servers.Outcome:
-    """How `event`'s resource went; one of a type that this version cannot delete is left."""
-    if event.resource_type not in MODULES:
-        return "left"
-    return local_servers.close(run, event)

@@ -1,6 +1,6 @@
 """Endpoints that stay up while they are being used, and go as soon as they are not.
 
-Knows leases and release; not how a server is started or ended.
+Knows leases and release; not how anything is created or deleted.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fmgauge.deploy import local_servers
-from fmgauge.deploy.bring_up import (
+from fmgauge.emulator.lease import RUN_BY_PIPELINE, hold
+from fmgauge.endpoints.bring_up import (
     BY_HAND_TTL_S,
     HEARTBEAT_S,
     KILLED_ENDS_WITHIN_S,
     bring_up,
 )
-from fmgauge.deploy.local_servers import Server
-from fmgauge.emulator.lease import RUN_BY_PIPELINE, hold
+from fmgauge.endpoints.kinds import kind_of
+from fmgauge.endpoints.ledger import LedgerEvent
+from fmgauge.endpoints.release import release, standing
 from fmgauge.records import Endpoint, held
 from fmgauge.runs import Run
 
@@ -31,24 +32,21 @@ class Serving:
 
     run: Run
     endpoints: dict[str, Endpoint]
-    servers: dict[str, Server] = field(default_factory=dict)  # this run's own, by experiment
+    created: dict[str, list[LedgerEvent]] = field(default_factory=dict)  # by this run
 
     def release(self, experiment: str) -> None:
-        """End the endpoint of `experiment` if this run owns it: its last stage has ended."""
-        self.servers.pop(experiment, None)
-        for event in local_servers.outstanding_servers(self.run, experiment):
-            local_servers.close(self.run, event)
+        """Delete the endpoint of `experiment` if this run owns it: its last stage has ended."""
+        self.created.pop(experiment, None)
+        release(self.run, experiment)
 
     def ended(self, experiment: str) -> str | None:
-        """Why the endpoint of `experiment` can answer no more: its server's process has ended.
+        """Why the endpoint of `experiment` can answer no more.
 
-        None while it lives, and where this run owns no server of that experiment or has released
-        it. This looks at one process alone, so a load may ask several times a second.
+        None while it can, and where this run did not create it, or has released it. A load may ask
+        several times a second.
         """
-        server = self.servers.get(experiment)
-        if server is None or server.is_alive():
-            return None
-        return server.with_its_log(f"its server ended (process {server.process.pid})")
+        created = self.created.get(experiment)
+        return kind_of(self.endpoints[experiment]).ended(self.run, created) if created else None
 
 
 @contextmanager
@@ -64,7 +62,13 @@ def serving(run: Run) -> Iterator[Serving]:
         hold(run.lease_path, "by hand", BY_HAND_TTL_S, HEARTBEAT_S),
     ):
         endpoints = {endpoint.experiment: endpoint for endpoint in bring_up(run)}
-        yield Serving(run, endpoints, local_servers.noted_servers(run))
+        created = {name: _noted(run, name) for name in endpoints}
+        yield Serving(run, endpoints, created)
+
+
+def _noted(run: Run, experiment: str) -> list[LedgerEvent]:
+    """What stands for `experiment` and is noted as created: what identifies it is known."""
+    return [event for event in standing(run, experiment) if event.event == "created"]
 
 
 @contextmanager

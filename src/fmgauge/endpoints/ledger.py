@@ -22,7 +22,7 @@ class LedgerEvent:
     """One thing that happened to one resource of a run, at a wall-clock time (UTC, ISO 8601).
 
     A cloud resource is known by its `arn`, a process by `pid` and `process_created_at` (seconds
-    since 1970, as the system tells it).
+    since 1970, as the system tells it). `usd_per_hour` is billed while it stands, loaded or not.
     """
 
     event: EventKind
@@ -34,6 +34,8 @@ class LedgerEvent:
     arn: str | None = None
     pid: int | None = None
     process_created_at: float | None = None
+    experiment: str | None = None
+    usd_per_hour: float | None = None
 
 
 def append(path: Path, event: LedgerEvent) -> None:
@@ -74,7 +76,8 @@ def read_ledger(path: Path) -> tuple[LedgerEvent, ...]:
     if not path.exists():
         return ()
     values = (_parsed(line) for line in path.read_bytes().split(_NEWLINE))
-    return tuple(LedgerEvent(**value) for value in values if value is not None)
+    events = (LedgerEvent(**value) for value in values if value is not None)
+    return tuple(event if event.experiment else _of_experiment(event) for event in events)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -85,6 +88,15 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         return None
     return {name: value[name] for name in LedgerEvent.__slots__ if name in value}  # others: later's
+
+
+def _of_experiment(event: LedgerEvent) -> LedgerEvent:
+    """`event` as it is written since events name their experiment: earlier, names alone did.
+
+    A server of experiment `one` was called `llamacpp-one-1`, and its type `llamacpp_server`.
+    """
+    kind = event.resource_type.removesuffix("_server")
+    return replace(event, experiment=event.name.rpartition("-")[0].removeprefix(f"{kind}-"))
 
 
 def outstanding(events: Iterable[LedgerEvent]) -> tuple[LedgerEvent, ...]:
@@ -99,10 +111,10 @@ def outstanding(events: Iterable[LedgerEvent]) -> tuple[LedgerEvent, ...]:
     return tuple(latest.values())
 
 
-def times_planned(events: Iterable[LedgerEvent], prefix: str) -> int:
-    """How many resources called `<prefix>-<number>` were ever planned."""
-    names = {event.name for event in events if event.event == "planned"}
-    return sum(name.rpartition("-")[0] == prefix for name in names)
+def attempts(events: Iterable[LedgerEvent], experiment: str) -> int:
+    """How many endpoints were ever planned for `experiment`: each plan begins with one type."""
+    planned = [e for e in events if e.event == "planned" and e.experiment == experiment]
+    return sum(event.resource_type == planned[0].resource_type for event in planned)
 
 
 def closing(event: LedgerEvent, kind: EventKind, at: str) -> LedgerEvent:
