@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -22,7 +23,10 @@ from fmgauge import cli
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yml"
 
-_ON_ONE_WORKER = ("test_end_to_end.py", "test_pipeline.py", "test_report.py")
+_ON_ONE_WORKER = (
+    *("test_end_to_end.py", "test_pipeline.py", "test_report.py"),
+    *("test_faults.py", "test_leaks.py"),
+)
 _SLOW = (*_ON_ONE_WORKER, "test_two_actors.py", "test_whole_runs.py", "test_kinds.py")
 
 settings.register_profile("light", deadline=None, max_examples=20)
@@ -50,6 +54,12 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over all that was imported: it would look there often."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

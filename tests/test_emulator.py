@@ -237,6 +237,7 @@ def test_server_ends_itself_when_its_lease_lapses(
     assert server.log.splitlines()[-1] == "ended: the lease has expired"
 
 
+@pytest.mark.whole  # three seconds of waiting
 def test_server_ends_when_its_lease_file_is_gone(
     started: Callable[..., Server], model: BuiltModel, tmp_path: Path
 ) -> None:

@@ -87,7 +87,9 @@ def config(endpoints: dict[str, dict[str, Any]], tokenizer: str | None = None) -
                 "endpoint": endpoint,
                 "instance_type": "local-cpu",
                 "workloads": ["docs"],
-                "load": [{"kind": "closed_loop", "concurrency": [1], "duration_s": 1}],
+                "load": [
+                    {"kind": "closed_loop", "concurrency": [1], "duration_s": 1, "warmup_s": 0.2}
+                ],
             }
             for name, endpoint in endpoints.items()
         ],

@@ -60,6 +60,7 @@ def is_up(server: Simulated) -> bool:
         return False
 
 
+@pytest.mark.whole  # four seconds of waiting
 def test_a_notebook_by_hand_takes_over_from_a_pipeline_that_died(tmp_path: Path) -> None:
     """It began while the lease was the pipeline's; the server outlives that lease."""
     path = tmp_path / "lease.json"
@@ -73,6 +74,7 @@ def test_a_notebook_by_hand_takes_over_from_a_pipeline_that_died(tmp_path: Path)
             assert is_up(server)
 
 
+@pytest.mark.whole  # four seconds of waiting
 def test_a_notebook_that_a_pipeline_runs_does_not_take_over(tmp_path: Path) -> None:
     """Its kernel goes on when the pipeline is killed; the server ends by the pipeline's lease."""
     path = tmp_path / "lease.json"

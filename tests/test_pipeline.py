@@ -106,7 +106,13 @@ def test_a_run_goes_through_all_notebooks_and_leaves_nothing_running(finished):
     assert processes_of(folder) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.whole),
+    ],
+)
 def test_a_signal_ends_the_run_cleanly(called, tmp_path, number, code):
     """Ctrl-C or SIGTERM in the middle of the load: clean-up runs and nothing is left."""
     results = tmp_path / "results"

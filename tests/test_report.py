@@ -1708,7 +1708,8 @@ MANY_LEVELS = [
 
 
 @pytest.mark.parametrize(
-    ("n_candidates", "loads"), [(2, MANY_LEVELS), (7, [CLOSED_LOAD, CONSTANT_LOAD])]
+    ("n_candidates", "loads"),
+    [(2, MANY_LEVELS), pytest.param(7, [CLOSED_LOAD, CONSTANT_LOAD], marks=pytest.mark.whole)],
 )
 def test_no_two_labels_of_mixed_loads_collide(
     tmp_path: Path, n_candidates: int, loads: list[Any]

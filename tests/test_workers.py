@@ -172,6 +172,7 @@ def test_killed_worker_fails_the_stage_and_loses_no_finished_record() -> None:
 SILENT_S = 3.0
 
 
+@pytest.mark.whole  # four seconds of waiting
 def test_worker_that_stops_for_ever_fails_the_stage_and_loses_no_finished_record() -> None:
     """One that is alive and says nothing is as good as dead; it is ended like the others."""
     answered: list[str] = []
