@@ -391,7 +391,10 @@ def is_healthy(base_url):
         return False
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.whole)],
+)
 def test_serve_answers_until_it_is_told_to_stop(project, serving, number, code):
     """Every simulated endpoint answers at its address; after the signal nothing is left of them."""
     process, addresses = serving()
@@ -406,6 +409,7 @@ def test_serve_answers_until_it_is_told_to_stop(project, serving, number, code):
     assert not (project / "results").exists()
 
 
+@pytest.mark.whole
 def test_serve_ends_with_its_servers_when_it_is_killed(project, serving):
     """What SIGKILL leaves behind ends itself within seconds, for nobody renews its lease any more.
 

@@ -736,6 +736,7 @@ def test_server_is_gone_soon_after_its_pipeline_was_killed(
 # --- while they are used -------------------------------------------------------------------------
 
 
+@pytest.mark.whole  # waits until a lease has expired
 def test_serving_starts_a_server_again_that_lapsed_in_a_pause(
     opened: Callable[..., Run], tmp_path: Path
 ) -> None:

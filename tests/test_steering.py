@@ -231,6 +231,7 @@ def test_an_overload_of_half_is_always_found(seed: int):
     assert played.window_s[1] < 5.0 + 60.0  # not four times as long
 
 
+@pytest.mark.whole
 def test_a_small_overload_is_nearly_always_found():
     """Asked for 1.1 times what it serves, for 2,600 requests: nine of ten seeds."""
     stage = opened(17.6, duration_s=148.0)
@@ -239,6 +240,7 @@ def test_a_small_overload_is_nearly_always_found():
     assert sum(run.fell_behind for run in runs) >= 9
 
 
+@pytest.mark.whole
 def test_a_busy_server_that_keeps_up_is_hardly_ever_accused():
     """At nine tenths of what it serves at most 1 of 40 seeds."""
     stage = opened(14.4, duration_s=60.0)
