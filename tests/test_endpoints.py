@@ -70,7 +70,11 @@ from stage_runs import payloads
 SMALL = {"kind": "llamacpp", "layers": 2, "width": 128, "context_tokens": 512}
 QUICK = {"step_s": 0.001, "prefill_token_s": 0.0, "decode_sequence_s": 0.0}
 SIMULATED = {"kind": "simulated", "profile": QUICK}
-each_kind = pytest.mark.parametrize("wanted", [SMALL, SIMULATED], ids=lambda wanted: wanted["kind"])
+each_kind = pytest.mark.parametrize(
+    "wanted",
+    [SIMULATED, pytest.param(SMALL, marks=pytest.mark.whole)],
+    ids=lambda wanted: wanted["kind"],
+)
 
 
 def config(endpoints: dict[str, dict[str, Any]], tokenizer: str | None = None) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def test_brought_up_endpoints_answer_and_clean_up_leaves_no_process(
 def test_endpoint_tells_what_it_is_and_when_it_first_answered(opened: Callable[..., Run]) -> None:
     """An entry holds model, instance, body fields, creation by the wall clock, first answer."""
     began = now_utc()
-    (endpoint,) = bring_up(opened(one=SMALL))
+    (endpoint,) = bring_up(opened(one=SIMULATED))
     assert (endpoint.model, endpoint.instance_type) == ("small-llama", "local-cpu")
     assert endpoint.extra_body == {"cache_prompt": False, "ignore_eos": True, "temperature": 0.0}
     assert began <= datetime.fromisoformat(endpoint.created_at or "") <= now_utc()
@@ -199,7 +203,7 @@ def test_ledger_tells_the_life_of_a_server_in_order(
 
 def test_clean_up_again_finds_nothing_to_do(opened: Callable[..., Run]) -> None:
     """A second clean-up ends nothing, leaves nothing and writes nothing."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     bring_up(run)
     clean_up(run)
     before = run.ledger_path.read_bytes()
@@ -209,7 +213,7 @@ def test_clean_up_again_finds_nothing_to_do(opened: Callable[..., Run]) -> None:
 
 def test_clean_up_needs_the_ledger_alone(opened: Callable[..., Run], tmp_path: Path) -> None:
     """Without endpoints.json and without logs, the server is still ended."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     bring_up(run)
     run.endpoints_path.unlink()
     for path in run.logs_folder.iterdir():
@@ -220,7 +224,7 @@ def test_clean_up_needs_the_ledger_alone(opened: Callable[..., Run], tmp_path: P
 
 def test_bring_up_keeps_an_endpoint_that_still_answers(opened: Callable[..., Run]) -> None:
     """A second bring-up starts nothing and changes no entry."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     first = bring_up(run)
     assert bring_up(run) == first
     assert ledger_events(run) == [("planned", "llamacpp-one-1"), ("created", "llamacpp-one-1")]
@@ -230,7 +234,7 @@ def test_experiment_whose_stages_are_done_is_not_started_again(
     opened: Callable[..., Run], tmp_path: Path
 ) -> None:
     """When all of an experiment's stages are on disk its entry stays and nothing is started."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     first = bring_up(run)
     clean_up(run)
     for stage in planned_stages(run.config):
@@ -244,7 +248,7 @@ def test_failed_start_is_told_with_its_log_while_the_other_comes_up(
 ) -> None:
     """A model file that is no model fails its own experiment only, with the engine's last words."""
     (tmp_path / "broken.gguf").write_bytes(b"no model")
-    run = opened(broken={"kind": "llamacpp", "gguf": "broken.gguf"}, one=SMALL)
+    run = opened(broken={"kind": "llamacpp", "gguf": "broken.gguf"}, one=SIMULATED)
     broken, one = bring_up(run)
     assert (broken.state, broken.base_url, broken.first_answer_s) == ("failed", None, None)
     assert "ended before it listened; llamacpp-broken-1.log ends with: " in (broken.error or "")
@@ -269,7 +273,7 @@ def test_reason_of_a_second_failure_does_not_quote_the_first(
 
 def test_dead_server_is_replaced(opened: Callable[..., Run], tmp_path: Path) -> None:
     """A server that died is noted as deleted before the next, with a new name, is planned."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     bring_up(run)
     kill_the_server(tmp_path)
     (endpoint,) = bring_up(run)
@@ -417,7 +421,7 @@ def test_similar_experiment_names_do_not_meet_in_the_ledger(
 
 def test_endpoint_of_somebody_else_is_asked_and_never_touched(opened: Callable[..., Run]) -> None:
     """An openai endpoint is not owned, not in the ledger, and survives release and clean-up."""
-    (theirs,) = bring_up(opened("theirs", one=SMALL))
+    (theirs,) = bring_up(opened("theirs", one=SIMULATED))
     wanted = {"kind": "openai", "base_url": theirs.base_url, "extra_body": {"ignore_eos": True}}
     run = opened("ours", remote=wanted)
     with serving(run) as up:
@@ -432,8 +436,8 @@ def test_endpoint_of_somebody_else_is_asked_and_never_touched(opened: Callable[.
 
 def test_endpoint_that_does_not_answer_has_failed(opened: Callable[..., Run]) -> None:
     """An openai endpoint where nobody listens is failed, with the transport's reason."""
-    (gone,) = bring_up(opened("theirs", one=SMALL))
-    clean_up(opened("theirs", one=SMALL))
+    (gone,) = bring_up(opened("theirs", one=SIMULATED))
+    clean_up(opened("theirs", one=SIMULATED))
     (remote,) = bring_up(opened("ours", remote={"kind": "openai", "base_url": gone.base_url}))
     assert remote.state == "failed"
     assert "connection_error" in (remote.error or "")
@@ -641,7 +645,7 @@ def test_server_that_was_planned_but_not_noted_as_created_is_found(
 
 def test_plan_that_was_never_carried_out_is_noted_so(opened: Callable[..., Run]) -> None:
     """A run killed between plan and start leaves nothing, and the ledger says so."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     append(run.ledger_path, event("planned", "llamacpp-one-1"))
     assert clean_up(run) == CleanUpReport((), (), already_gone=("llamacpp-one-1",))
     assert ledger_events(run)[-1] == ("never_created", "llamacpp-one-1")
@@ -651,7 +655,7 @@ def test_server_that_ended_itself_is_noted_as_deleted(
     opened: Callable[..., Run], tmp_path: Path
 ) -> None:
     """A server that is gone before clean-up is not claimed to have been ended by it."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     bring_up(run)
     kill_the_server(tmp_path)
     assert clean_up(run) == CleanUpReport((), (), already_gone=("llamacpp-one-1",))
@@ -670,7 +674,7 @@ def test_recycled_pid_is_not_killed(
     opened: Callable[..., Run], bystander: subprocess.Popen[bytes]
 ) -> None:
     """A process that has a server's old pid, but began at another time, lives on."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     began = psutil.Process(bystander.pid).create_time()
     recycled = {"pid": bystander.pid, "process_created_at": began - 3600}
     append(run.ledger_path, event("created", "llamacpp-one-1", **recycled))
@@ -682,7 +686,7 @@ def test_process_that_the_run_does_not_own_is_not_killed(
     opened: Callable[..., Run], bystander: subprocess.Popen[bytes]
 ) -> None:
     """A resource noted as not owned is left alone, even where the ledger points at it."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     began = psutil.Process(bystander.pid).create_time()
     theirs = {"pid": bystander.pid, "process_created_at": began, "owned": False}
     append(run.ledger_path, event("created", "llamacpp-one-1", **theirs))
@@ -694,7 +698,7 @@ def test_resource_of_an_unknown_type_is_reported_as_left(
     opened: Callable[..., Run], tmp_path: Path
 ) -> None:
     """What this version cannot delete is said to be left, not passed over."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     append(run.ledger_path, event("created", "somewhere", resource_type="mainframe", arn="arn:x"))
     assert clean_up(run).left == ("somewhere",)
     run.ledger_path.unlink()
@@ -741,7 +745,7 @@ def test_serving_starts_a_server_again_that_lapsed_in_a_pause(
     opened: Callable[..., Run], tmp_path: Path
 ) -> None:
     """A pause longer than the lease costs a restart, not the run."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     bring_up(run)
     renew(run.lease_path, "by hand", 0.0)
     until(lambda: servers_of(tmp_path) == [], deadline_s=15)
@@ -752,7 +756,7 @@ def test_serving_starts_a_server_again_that_lapsed_in_a_pause(
 
 def test_release_ends_the_server_at_once(opened: Callable[..., Run], tmp_path: Path) -> None:
     """A released endpoint is gone, its end is in the ledger, and a second release is harmless."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     with serving(run) as up:
         up.release("one")
         up.release("one")
@@ -847,7 +851,7 @@ def test_a_server_that_ended_in_a_load_is_brought_up_again(
 
 def test_serving_by_hand_leaves_half_an_hour(opened: Callable[..., Run]) -> None:
     """A notebook run by hand lets servers live 30 minutes after it."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     with serving(run):
         pass
     now = now_utc()
@@ -857,7 +861,7 @@ def test_serving_by_hand_leaves_half_an_hour(opened: Callable[..., Run]) -> None
 
 def test_pipeline_keeps_deciding_while_a_notebook_serves(opened: Callable[..., Run]) -> None:
     """Inside the pipeline's lease, of seconds, a notebook does not put in its half an hour."""
-    run = opened(one=SMALL)
+    run = opened(one=SIMULATED)
     with hold_lease(run):
         bring_up(run)
         lease = read_lease(run.lease_path)

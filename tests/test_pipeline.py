@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,16 +159,26 @@ def test_a_failing_notebook_is_told_and_cleaned_up_after(called, finished):
     assert "6_clean_up: done" in done.stdout
 
 
-def test_data_that_became_unusable_are_bad_input(called, finished, tmp_path):
-    """Rows that no longer are JSON: exit code 2, with the file that is wrong."""
-    config, folder = finished
-    next(folder.glob("payloads/*")).unlink()
-    (tmp_path / "rows.jsonl").write_text('{"word": "one"}\n{"word": \n')
+class SpoilingRunner(InProcessRunner):
+    """Spoils the rows before the first notebook reads them, and after they were checked."""
 
-    done = called("run", config, "--resume", folder)
+    def run(self, source: Path, executed: Path, parameters: Mapping[str, str]) -> None:
+        """Execute the notebook on rows that are no JSON."""
+        Path("rows.jsonl").write_text('{"word": "one"}\n{"word": \n')
+        super().run(source, executed, parameters)
 
-    assert done.returncode == 2
-    assert "rows.jsonl" in done.stderr
+
+def test_data_that_a_notebook_finds_unusable_are_bad_input(tmp_path, monkeypatch, capfd):
+    """Exit code 2 with the file that is wrong, as if it had been found before; clean-up runs."""
+    monkeypatch.chdir(tmp_path)
+
+    code = main(["run", str(probe(tmp_path))], runner=SpoilingRunner())
+
+    assert code == 2
+    assert step_states(run_folder(tmp_path / "results"))["1_prepare_data"] == "failed"
+    told = capfd.readouterr().out
+    assert "rows.jsonl" in told
+    assert "6_clean_up: done" in told
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,16 +19,12 @@ from typing import TYPE_CHECKING
 
 from fmgauge import __version__
 from fmgauge.errors import ConfigError, FmgaugeError
+from fmgauge.pipeline import exit_codes
 
 if TYPE_CHECKING:
     from fmgauge.pipeline.notebooks import Runner
 
 _LAST_PORT = 65535
-
-EXIT_STEP_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
 
 
 def main(arguments: Sequence[str] | None = None, *, runner: Runner | None = None) -> int:
@@ -38,12 +35,12 @@ def main(arguments: Sequence[str] | None = None, *, runner: Runner | None = None
         code: int = options.command(options)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return exit_codes.BAD_INPUT
     except FmgaugeError as error:
         print(f"fmgauge: {error}", file=sys.stderr)
-        return EXIT_STEP_FAILED
+        return exit_codes.STEP_FAILED
     except KeyboardInterrupt:  # before a run begins; from then on the pipeline takes signals
-        return EXIT_INTERRUPTED
+        return exit_codes.SIGNAL + signal.SIGINT
     return code
 
 
@@ -201,7 +198,7 @@ def _clean_up(options: argparse.Namespace) -> int:
     others = " of the others" if n_in_use else ""
     print(f"{len(runs)} run(s) looked at in {place}{in_use_too}; ", end="")
     print(f"{n_left} resource(s){others} left running.")
-    return EXIT_STEP_FAILED if n_left else 0
+    return exit_codes.STEP_FAILED if n_left else 0
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -218,7 +215,7 @@ def _serve(options: argparse.Namespace) -> int:
             stopped=lambda: stop.signum is not None,
             say=partial(print, flush=True),
         )
-    return EXIT_SIGNAL + (stop.signum or 0)
+    return exit_codes.SIGNAL + (stop.signum or 0)
 
 
 if __name__ == "__main__":

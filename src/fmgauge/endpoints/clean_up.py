@@ -49,10 +49,10 @@ def clean_up(run: RunFolder, *, force: bool = False) -> CleanUpReport:
                 alone.enter_context(held(run.load_lock_path, f"works on {run.run_id}"))
             except StepError as error:  # somebody came since
                 raise RunInUse(str(error)) from error
-        outcomes = {_told(event): deleted(run, event) for event in reversed(standing(run))}
+        outcomes = [(_told(event), deleted(run, event)) for event in reversed(standing(run))]
 
     def found(*wanted: Outcome) -> tuple[str, ...]:
-        return tuple(name for name, outcome in outcomes.items() if outcome in wanted)
+        return tuple(name for name, outcome in outcomes if outcome in wanted)
 
     return CleanUpReport(found("ended"), found("left"), found("already_gone", "never_created"))
 

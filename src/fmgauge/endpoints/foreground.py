@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -27,18 +26,13 @@ from fmgauge.endpoints.local_server import ServerFiles, base_url_once_listening,
 from fmgauge.endpoints.processes import ProcessId
 from fmgauge.endpoints.serving import PIPELINE_TTL_S
 from fmgauge.errors import ConfigError, EndpointError, Problem
+from fmgauge.records import Payload
 from fmgauge.transport import RealClock
+from fmgauge.wire import format_of
 
 _LISTENS_WITHIN_S = 30.0
 _POLL_S = 0.1
-_QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # by API: its path, and what to ask there
-    "chat": (
-        "chat/completions",
-        {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
-    ),
-    "completions": ("completions", {"prompt": "Hello", "max_tokens": 8}),
-    "responses": ("responses", {"input": "Hello", "max_output_tokens": 8}),
-}
+_QUESTION = Payload("try it", "Hello", None, 1, max_output_tokens=8)
 
 
 @dataclass(frozen=True)
@@ -97,10 +91,10 @@ def serve(
 def _curl(experiment: Experiment, base_url: str) -> str:
     """A command line that asks an endpoint for a streamed answer of eight tokens."""
     endpoint = kind_of(experiment.endpoint).endpoint(experiment, experiment.endpoint)
-    path, question = _QUESTIONS[endpoint.api]
-    body = orjson.dumps(question | {"stream": True}).decode()
+    form = format_of(endpoint)
+    body = orjson.dumps(form.body(endpoint, _QUESTION)).decode()
     arguments = ["-H", "content-type: application/json", "-d", body]
-    return f"curl -N {base_url}/{path} {shlex.join(arguments)}"
+    return f"curl -N {base_url}/{form.path} {shlex.join(arguments)}"
 
 
 def _chosen(loaded: LoadedConfig, name: str | None) -> list[Experiment]:

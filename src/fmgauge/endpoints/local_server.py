@@ -150,12 +150,9 @@ def _process(run: RunFolder, event: LedgerEvent, module: str) -> ProcessId | Non
     command line names another folder is that run's: this folder is a copy of it.
     """
     ready_path = _files(run, event).ready
-    if event.pid is None or event.process_created_at is None:
-        return processes.running_with([module, str(ready_path)])
-    noted = ProcessId(event.pid, event.process_created_at)
-    found = processes.running(noted)
-    if found is None:
+    noted = ProcessId(event.pid or 0, event.process_created_at or 0.0)
+    arguments = processes.command_line(noted) if event.pid else None
+    if arguments is None:
         return processes.running_with([module, str(ready_path)])
     own = os.path.realpath(ready_path)
-    is_own = any(os.path.realpath(part) == own for part in found.cmdline())
-    return noted if is_own else None
+    return noted if any(os.path.realpath(part) == own for part in arguments) else None

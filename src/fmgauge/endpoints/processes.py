@@ -55,6 +55,15 @@ def running(process: ProcessId) -> psutil.Process | None:
         return None
 
 
+def command_line(process: ProcessId) -> list[str] | None:
+    """What `process` was started as, or None where it has ended."""
+    found = running(process)
+    try:
+        return None if found is None else found.cmdline()
+    except psutil.NoSuchProcess:  # just now
+        return None
+
+
 def _is_ended(found: psutil.Process) -> bool:
     """Whether nothing is left of it but its exit status; our own child's is collected."""
     if found.status() != psutil.STATUS_ZOMBIE:

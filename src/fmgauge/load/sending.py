@@ -22,14 +22,9 @@ from fmgauge.transport import (
     origin_of,
     run_event_loop,
 )
-from fmgauge.wire import Cut, Decoder, decoder_of, request_template
+from fmgauge.wire import Cut, Decoder, format_of, request_template
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
-_LENGTH_FIELDS = {  # of a request's body, by API: the most output tokens
-    "chat": ("max_tokens", "max_completion_tokens"),
-    "completions": ("max_tokens", "max_completion_tokens"),
-    "responses": ("max_output_tokens",),
-}
 
 
 @dataclass(frozen=True)
@@ -43,19 +38,19 @@ class Target:
     @cached_property
     def decoder(self) -> type[Decoder]:
         """What reads the endpoint's answers, one object each."""
-        return decoder_of(self.endpoint)
+        return format_of(self.endpoint).decoder
 
     @cached_property
     def sets_length(self) -> bool:
         """Whether the endpoint's `extra_body` says how long an output may be, not the payload."""
         body = self.endpoint.extra_body
-        return any(name in body for name in _LENGTH_FIELDS[self.endpoint.api])
+        return any(name in body for name in format_of(self.endpoint).length_fields)
 
     @cached_property
     def max_output_tokens(self) -> int | None:
         """The most output tokens that `extra_body` asks for; None where it sets no limit."""
         body = self.endpoint.extra_body
-        told = (body.get(name) for name in _LENGTH_FIELDS[self.endpoint.api])
+        told = (body.get(name) for name in format_of(self.endpoint).length_fields)
         return max((value for value in told if type(value) is int), default=None)
 
     def client(self, clock: Clock, timeouts: Timeouts) -> Client:

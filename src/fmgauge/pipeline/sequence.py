@@ -16,6 +16,7 @@ from fmgauge.config import load_config, planned_stages
 from fmgauge.decision import read_decision
 from fmgauge.endpoints import RunInUse, announcements, clean_up, hold_lease
 from fmgauge.errors import ConfigError, FmgaugeError, StepError
+from fmgauge.pipeline import exit_codes
 from fmgauge.pipeline.display import Display, display_for
 from fmgauge.pipeline.notebooks import (
     NOTEBOOKS,
@@ -31,10 +32,6 @@ from fmgauge.records import held, read_endpoints
 from fmgauge.report import simulated_sentence
 from fmgauge.runs import Run, mark_step, new_run_id, now_utc, open_run
 
-EXIT_STEP_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_NO_CANDIDATE = 3
-EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
 _, DEPLOY, INFER, METRICS, REPORT, CLEAN_UP = NOTEBOOKS
 _log = logging.getLogger("fmgauge.pipeline")
 
@@ -155,7 +152,7 @@ class _Pipeline:
                 code = self._run_notebooks()
         finally:
             self.display.close()
-        if code not in (0, EXIT_NO_CANDIDATE):
+        if code not in (0, exit_codes.NO_CANDIDATE):
             self.display.say(f"To go on: {again}")  # last, below what clean-up had to say
         _refuse_unmeasured(self.run, code, again)
         return code
@@ -190,7 +187,7 @@ class _Pipeline:
                 code = self._told(error)
             finally:
                 left = self._clean_up()
-        return code if not left else EXIT_STEP_FAILED
+        return code if not left else exit_codes.STEP_FAILED
 
     def _run_step(self, name: str, stop: StopSignal) -> None:
         """One notebook, and what there is to say of the endpoints after it."""
@@ -263,10 +260,10 @@ class _Pipeline:
     def _told(self, error: FmgaugeError | OSError) -> int:
         _log.error("%s", error)
         if isinstance(error, Interrupted):  # which was told when the signal came
-            return EXIT_SIGNAL + error.signum
+            return exit_codes.SIGNAL + error.signum
         self.display.say(str(error))
         unusable = isinstance(error, (ConfigError, _Unusable))
-        return EXIT_BAD_INPUT if unusable else EXIT_STEP_FAILED
+        return exit_codes.BAD_INPUT if unusable else exit_codes.STEP_FAILED
 
     def _verdict(self) -> int:
         decision = read_decision(self.run.decision_path)
@@ -276,7 +273,7 @@ class _Pipeline:
         if simulated := simulated_sentence(self.run):
             self.display.say(simulated)
         chosen = {answer.workload: answer.chosen for answer in decision.recommendations}
-        return 0 if chosen[decision.workload_of_interest] else EXIT_NO_CANDIDATE
+        return 0 if chosen[decision.workload_of_interest] else exit_codes.NO_CANDIDATE
 
 
 class _Unusable(StepError):
@@ -291,7 +288,7 @@ def _ready(run: Run) -> set[str]:
 
 def _refuse_unmeasured(run: Run, code: int, again: str) -> None:
     """StepError, with every reason, where a run came to its end and not one stage was measured."""
-    if code != EXIT_NO_CANDIDATE:
+    if code != exit_codes.NO_CANDIDATE:
         return
     answers = read_decision(run.decision_path).recommendations
     if any(answer.chosen or answer.closest for answer in answers):

@@ -13,18 +13,33 @@ from fmgauge.wire.requests import Body, RequestTemplate, template
 class Format(NamedTuple):
     """Where a format's requests go, what they hold, and what reads the answers."""
 
-    path: str
+    path: str  # below the endpoint's base address
     body: Body
     decoder: type[Decoder]
+    length_fields: tuple[str, ...]  # of a body: the most output tokens
 
 
+_CHOICES_LENGTH = ("max_tokens", "max_completion_tokens")
 _FORMATS = {
-    "chat": Format("chat/completions", openai_chat.body, openai_chat.ChatDecoder),
+    "chat": Format("chat/completions", openai_chat.body, openai_chat.ChatDecoder, _CHOICES_LENGTH),
     "completions": Format(
-        "completions", openai_completions.body, openai_completions.CompletionsDecoder
+        "completions",
+        openai_completions.body,
+        openai_completions.CompletionsDecoder,
+        _CHOICES_LENGTH,
     ),
-    "responses": Format("responses", openai_responses.body, openai_responses.ResponsesDecoder),
+    "responses": Format(
+        "responses",
+        openai_responses.body,
+        openai_responses.ResponsesDecoder,
+        ("max_output_tokens",),
+    ),
 }
+
+
+def format_of(endpoint: Endpoint) -> Format:
+    """The format that the endpoint speaks."""
+    return _FORMATS[endpoint.api]
 
 
 def request_template(
@@ -35,7 +50,7 @@ def request_template(
     The endpoint's `extra_body` is merged last, so it wins over every field. Raises StepError for a
     payload that the endpoint's API cannot carry.
     """
-    form = _FORMATS[endpoint.api]
+    form = format_of(endpoint)
     return template(endpoint, payload, path=form.path, body=form.body, api_key=api_key)
 
 
@@ -48,11 +63,6 @@ def usage_is_optional(endpoint: Endpoint) -> bool:
     return asks and endpoint.api in ("chat", "completions")
 
 
-def decoder_of(endpoint: Endpoint) -> type[Decoder]:
-    """What decodes the endpoint's answers: one object for each."""
-    return _FORMATS[endpoint.api].decoder
-
-
 def new_decoder(endpoint: Endpoint) -> Decoder:
     """A decoder for one answer of the endpoint."""
-    return decoder_of(endpoint)()
+    return format_of(endpoint).decoder()
