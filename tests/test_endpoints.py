@@ -37,7 +37,7 @@ from fmgauge.endpoints import (
     processes,
     serving,
 )
-from fmgauge.endpoints.ledger import LedgerEvent, append, attempts, outstanding, read_ledger
+from fmgauge.endpoints.ledger import LedgerEvent, append, last_attempt, outstanding, read_ledger
 from fmgauge.endpoints.processes import ProcessId
 from fmgauge.errors import ConfigError, StepError
 from fmgauge.load import ask_once, run_stages
@@ -112,6 +112,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         path = tmp_path / f"{run_id}.yml"
         path.write_text(yaml.safe_dump(config(endpoints, tokenizer)))
         runs.append(open_run(path, run_id))
+        write_payloads(runs[-1].payloads_path("docs"), payloads())
         return runs[-1]
 
     yield open_here
@@ -176,7 +177,7 @@ def test_brought_up_endpoints_answer_and_clean_up_leaves_no_process(
 def test_endpoint_tells_what_it_is_and_when_it_first_answered(opened: Callable[..., Run]) -> None:
     """An entry holds model, instance, body fields, creation by the wall clock, first answer."""
     began = now_utc()
-    (endpoint,) = bring_up(opened(one=SIMULATED))
+    (endpoint,) = bring_up(opened(one=SMALL))
     assert (endpoint.model, endpoint.instance_type) == ("small-llama", "local-cpu")
     assert endpoint.extra_body == {"cache_prompt": False, "ignore_eos": True, "temperature": 0.0}
     assert began <= datetime.fromisoformat(endpoint.created_at or "") <= now_utc()
@@ -218,7 +219,7 @@ def test_clean_up_needs_the_ledger_alone(opened: Callable[..., Run], tmp_path: P
     run.endpoints_path.unlink()
     for path in run.logs_folder.iterdir():
         path.unlink()
-    assert clean_up(run).ended == ("llamacpp-one-1",)
+    assert clean_up(run).ended == ("simulated-one-1",)
     assert servers_of(tmp_path) == []
 
 
@@ -227,7 +228,7 @@ def test_bring_up_keeps_an_endpoint_that_still_answers(opened: Callable[..., Run
     run = opened(one=SIMULATED)
     first = bring_up(run)
     assert bring_up(run) == first
-    assert ledger_events(run) == [("planned", "llamacpp-one-1"), ("created", "llamacpp-one-1")]
+    assert ledger_events(run) == [("planned", "simulated-one-1"), ("created", "simulated-one-1")]
 
 
 def test_experiment_whose_stages_are_done_is_not_started_again(
@@ -279,9 +280,9 @@ def test_dead_server_is_replaced(opened: Callable[..., Run], tmp_path: Path) -> 
     (endpoint,) = bring_up(run)
     assert answers(endpoint)
     assert ledger_events(run)[2:] == [
-        ("deleted", "llamacpp-one-1"),
-        ("planned", "llamacpp-one-2"),
-        ("created", "llamacpp-one-2"),
+        ("deleted", "simulated-one-1"),
+        ("planned", "simulated-one-2"),
+        ("created", "simulated-one-2"),
     ]
 
 
@@ -562,7 +563,6 @@ def test_stage_of_a_server_that_refuses_stream_options_is_counted_by_the_tokeniz
     """No request is refused; each answer's 16 words of six characters are 96 of this tokenizer."""
     wanted = {**SIMULATED, "faults": {"stream_options_refused": True}}
     run = opened(tokenizer=counting_characters(tmp_path), one=wanted)
-    write_payloads(run.payloads_path("docs"), payloads())
 
     with serving(run) as up:
         (key,) = run_stages(run, up.endpoints, up.release)
@@ -658,8 +658,8 @@ def test_server_that_ended_itself_is_noted_as_deleted(
     run = opened(one=SIMULATED)
     bring_up(run)
     kill_the_server(tmp_path)
-    assert clean_up(run) == CleanUpReport((), (), already_gone=("llamacpp-one-1",))
-    assert ledger_events(run)[-1] == ("deleted", "llamacpp-one-1")
+    assert clean_up(run) == CleanUpReport((), (), already_gone=("simulated-one-1",))
+    assert ledger_events(run)[-1] == ("deleted", "simulated-one-1")
 
 
 @pytest.fixture
@@ -751,7 +751,18 @@ def test_serving_starts_a_server_again_that_lapsed_in_a_pause(
     until(lambda: servers_of(tmp_path) == [], deadline_s=15)
     with serving(run) as up:
         assert answers(up.endpoints["one"])
-        assert up.endpoints["one"].resource == "llamacpp-one-2"
+        assert up.endpoints["one"].resource == "simulated-one-2"
+
+
+def test_nothing_is_brought_up_where_there_is_nothing_to_send(opened: Callable[..., Run]) -> None:
+    """Notebook 3 before notebook 1: what to run first is told, and no server stands."""
+    run = opened(one=SIMULATED)
+    run.payloads_path("docs").unlink()
+
+    with pytest.raises(StepError, match="Run notebook 1_prepare_data first"), serving(run):
+        pass
+
+    assert read_ledger(run.ledger_path) == ()
 
 
 def test_release_ends_the_server_at_once(opened: Callable[..., Run], tmp_path: Path) -> None:
@@ -761,7 +772,7 @@ def test_release_ends_the_server_at_once(opened: Callable[..., Run], tmp_path: P
         up.release("one")
         up.release("one")
         assert servers_of(tmp_path) == []
-    assert ledger_events(run)[-1] == ("deleted", "llamacpp-one-1")
+    assert ledger_events(run)[-1] == ("deleted", "simulated-one-1")
 
 
 def test_the_end_of_a_server_is_told_with_the_last_lines_of_its_log(
@@ -941,12 +952,4 @@ def test_attempts_of_an_earlier_version_s_ledger_are_counted_by_experiment(tmp_p
     for name in ["llamacpp-a-1", "llamacpp-a-2", "llamacpp-a-1-1", "llamacpp-b-1"]:
         append(tmp_path / "ledger.jsonl", event("planned", name, experiment=None))
 
-    assert attempts(read_ledger(tmp_path / "ledger.jsonl"), "a") == 2
-
-
-def test_attempts_that_got_no_further_than_their_first_thing_count() -> None:
-    """Of two attempts at a model with an endpoint, the first could not create the model."""
-    things = ["model", "model", "endpoint"]
-    events = [event("planned", resource_type=one) for one in things]
-
-    assert attempts(events, "a") == 2
+    assert last_attempt(read_ledger(tmp_path / "ledger.jsonl"), "a") == 2

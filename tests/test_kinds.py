@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -18,13 +19,14 @@ from conftest import outstanding, until
 from fmgauge.cli import main
 from fmgauge.config.model import Config, Experiment
 from fmgauge.config.strict import Strict, Text
-from fmgauge.endpoints import Kind, Resource, register
+from fmgauge.endpoints import Kind, Resource, bring_up, clean_up, register
 from fmgauge.endpoints.kinds import KINDS
-from fmgauge.endpoints.ledger import LedgerEvent
+from fmgauge.endpoints.ledger import LedgerEvent, append
 from fmgauge.endpoints.protocol import Outcome, endpoint_of
+from fmgauge.endpoints.release import standing
 from fmgauge.errors import EndpointError
 from fmgauge.records import Endpoint
-from fmgauge.runs import Run, RunFolder
+from fmgauge.runs import Run, RunFolder, open_run
 from fmgauge.transport import Clock
 from scripted_server import ScriptedServer, answer
 from simulated_runs import probe
@@ -48,22 +50,28 @@ class RentedKind(Kind[RentedEndpoint]):
     answered_by = "on a rented machine"
 
     def endpoint(self, experiment: Experiment, wanted: RentedEndpoint) -> Endpoint:
-        """It speaks the completions API."""
-        return endpoint_of(experiment, owned=True, api="completions")
+        """It speaks the chat API."""
+        return endpoint_of(experiment, owned=True)
 
     def plan(self, run: Run, experiment: Experiment, attempt: int) -> Sequence[Resource]:
         """A contract, which costs nothing, and the machine."""
         name = f"{run.run_id}-{experiment.name}-{attempt}"
+        place = Path(experiment.endpoint.landlord) / name
         contract, machine = self.resource_types
-        return Resource(contract, f"{name}-contract"), Resource(machine, name, usd_per_hour=2.5)
+        return (
+            Resource(contract, f"{name}-contract", f"{place}-contract"),
+            Resource(machine, name, str(place), usd_per_hour=2.5),
+        )
 
     def create(self, run: Run, wanted: RentedEndpoint, planned: LedgerEvent) -> LedgerEvent:
-        """Rent it, unless the landlord is sold out."""
-        if (Path(wanted.landlord) / "sold-out").exists() and "contract" not in planned.name:
+        """Rent it, unless the landlord is sold out, or lets it and does not say so."""
+        is_machine = planned.resource_type == "rented_machine"
+        if is_machine and (Path(wanted.landlord) / "sold-out").exists():
             raise EndpointError("no machine is to be had")
-        place = Path(wanted.landlord) / planned.name
-        place.touch()
-        return replace(planned, arn=str(place))
+        self.place(planned).touch()
+        if is_machine and (Path(wanted.landlord) / "forgetful").exists():
+            raise EndpointError("no answer from the landlord")
+        return planned
 
     def wait(
         self,
@@ -81,11 +89,11 @@ class RentedKind(Kind[RentedEndpoint]):
         return None if self.place(created[-1]).exists() else "the landlord took it back"
 
     def delete(self, run: RunFolder, event: LedgerEvent) -> Outcome:
-        """Give it back."""
-        if event.arn is None:
-            return "never_created"
+        """Give it back, where the landlord is at home."""
+        if (self.place(event).parent / "on-holiday").exists():
+            raise EndpointError("the landlord is on holiday")
         if not self.place(event).exists():
-            return "already_gone"
+            return "already_gone" if event.event == "created" else "never_created"
         self.place(event).unlink()
         return "ended"
 
@@ -141,7 +149,7 @@ def landlord(tmp_path: Path, server: ScriptedServer) -> Path:
 
 def let(landlord: Path) -> set[str]:
     """What is let at the moment."""
-    return {path.name for path in landlord.iterdir()} - {"address", "sold-out"}
+    return {path.name for path in landlord.iterdir() if path.name.startswith("probe-")}
 
 
 def rented(folder: Path, landlord: Path, **changes: object) -> Path:
@@ -155,6 +163,8 @@ def test_it_goes_through_the_whole_pipeline_and_is_given_back(tmp_path, landlord
 
     assert code in (0, 3), capfd.readouterr()
     (folder,) = (tmp_path / "results").iterdir()
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert all(int(row["n_ok"]) > 0 for row in csv.DictReader(file))
     events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     of_one = [(e["event"], e["resource_type"]) for e in events if e["experiment"] == "one"]
     kinds = ("rented_contract", "rented_machine")
@@ -169,14 +179,76 @@ def test_it_goes_through_the_whole_pipeline_and_is_given_back(tmp_path, landlord
     assert len(server.requests) > 8
 
 
-def test_one_that_cannot_be_had_fails_alone_and_leaves_no_contract(tmp_path, landlord, capfd):
-    """The contract that was signed before the machine was refused is given back."""
-    (landlord / "sold-out").touch()
+@pytest.fixture
+def run(tmp_path: Path, landlord: Path) -> Run:
+    """A run of its own whose two candidates are rented."""
+    return open_run(rented(tmp_path, landlord), "probe-1")
 
-    main(["run", str(rented(tmp_path, landlord))], runner=InProcessRunner())
 
-    assert "one will not be measured: no machine is to be had" in capfd.readouterr().out
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [("sold-out", "no machine is to be had"), ("forgetful", "no answer from the landlord")],
+)
+def test_one_that_cannot_be_had_fails_and_leaves_nothing(run, landlord, trouble, reason):
+    """The contract is given back, and so is a machine that was let although create failed."""
+    (landlord / trouble).touch()
+
+    endpoints = bring_up(run)
+
+    assert [(one.state, one.error) for one in endpoints] == [("failed", reason)] * 2
     assert let(landlord) == set()
+    assert standing(run) == ()
+
+
+def test_one_that_stands_is_kept(run, landlord):
+    """Bringing up again rents nothing more."""
+    bring_up(run)
+    before = let(landlord)
+
+    endpoints = bring_up(run)
+
+    assert [one.resource for one in endpoints] == ["probe-1-one-1", "probe-1-two-1"]
+    assert let(landlord) == before
+
+
+def test_half_of_one_is_not_taken_for_a_whole_one(run, landlord):
+    """Killed after the contract: that is given back, and the next attempt has both."""
+    (experiment, _) = run.config.experiments
+    contract, _ = RentedKind().plan(run, experiment, 1)
+    event = LedgerEvent("created", contract.resource_type, contract.name, run.run_id, "2026-12-01")
+    append(run.ledger_path, replace(event, arn=contract.arn, experiment="one", attempt=1))
+    Path(contract.arn).touch()
+
+    (one, _) = bring_up(run)
+
+    assert (one.state, one.resource) == ("ready", "probe-1-one-2")
+    assert {name for name in let(landlord) if "-one-" in name} == {
+        "probe-1-one-2",
+        "probe-1-one-2-contract",
+    }
+
+
+def test_what_cannot_be_given_back_is_told_and_no_second_one_is_rented(run, landlord):
+    """Its cost and the reason are in the error, and in what clean-up leaves."""
+    bring_up(run)
+    (landlord / "on-holiday").touch()
+    (landlord / "probe-1-one-1").unlink()  # so a new one is wanted
+    before = let(landlord)
+
+    (one, two) = bring_up(run)
+    left = clean_up(run).left
+
+    assert (one.state, two.state) == ("failed", "ready")
+    assert "STILL RUNNING: probe-1-one-1 at $2.5 an hour (the landlord is on holiday)" in one.error
+    assert let(landlord) == before
+    assert len(left) == 4
+    assert "probe-1-two-1 at $2.5 an hour (the landlord is on holiday)" in left
+
+
+def test_a_kind_that_would_delete_another_s_resources_is_refused():
+    """Neither its name nor its types of resources may be known already."""
+    with pytest.raises(ValueError, match="is known"):
+        register(RentedKind())
 
 
 def test_what_a_killed_run_rented_is_given_back_by_clean_up(tmp_path, landlord, monkeypatch, capfd):

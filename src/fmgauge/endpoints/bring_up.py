@@ -15,9 +15,9 @@ from fmgauge.config.model import Experiment
 from fmgauge.emulator.lease import hold
 from fmgauge.endpoints.asking import asked, no_answer, questioned
 from fmgauge.endpoints.kinds import kind_of
-from fmgauge.endpoints.ledger import LedgerEvent, append, attempts, closing, read_ledger
-from fmgauge.endpoints.release import release, standing
-from fmgauge.errors import ConfigError, EndpointError
+from fmgauge.endpoints.ledger import LedgerEvent, append, last_attempt, read_ledger
+from fmgauge.endpoints.release import Deletion, attempts, deleted, release, standing
+from fmgauge.errors import ConfigError, EndpointError, FmgaugeError
 from fmgauge.records import Endpoint, held, read_endpoints, write_endpoints
 from fmgauge.runs import Run, now_utc
 from fmgauge.transport import Clock, RealClock
@@ -94,17 +94,33 @@ def _side_by_side(
 ) -> dict[str, Endpoint]:
     """The endpoints of `experiments`, all brought up at once."""
     with ThreadPoolExecutor(max_workers=max(1, len(experiments))) as pool:
-        endpoints = pool.map(lambda e: _endpoint(run, e, known.get(e.name), clock), experiments)
+        endpoints = pool.map(lambda e: _settled(run, e, known.get(e.name), clock), experiments)
         return {endpoint.experiment: endpoint for endpoint in endpoints}
 
 
+def _settled(run: Run, experiment: Experiment, known: Endpoint | None, clock: Clock) -> Endpoint:
+    """The endpoint, failed where nothing can be told of it; what stands of it is kept then."""
+    try:
+        return _endpoint(run, experiment, known, clock)
+    except FmgaugeError as error:
+        endpoint = known or kind_of(experiment.endpoint).endpoint(experiment, experiment.endpoint)
+        return replace(endpoint, state="failed", error=str(error))
+
+
 def _endpoint(run: Run, experiment: Experiment, known: Endpoint | None, clock: Clock) -> Endpoint:
-    kind, created = kind_of(experiment.endpoint), standing(run, experiment.name)
-    if created and kind.ended(run, created) is None:
-        endpoint = _found_again(run, experiment, created, known, clock)
-        if endpoint.state == "ready" or not _ends_soon(run, endpoint, created):
-            return endpoint
+    kind = kind_of(experiment.endpoint)
+    for created in attempts(standing(run, experiment.name)):
+        if _is_whole(run, experiment, created) and kind.ended(run, created) is None:
+            endpoint = _found_again(run, experiment, created, known, clock)
+            if endpoint.state == "ready" or not _ends_soon(run, endpoint, created, clock):
+                return endpoint
     return _new(run, experiment, known, clock)
+
+
+def _is_whole(run: Run, experiment: Experiment, created: Sequence[LedgerEvent]) -> bool:
+    """Whether all that the attempt was to consist of was planned, if not noted as created."""
+    plan = kind_of(experiment.endpoint).plan(run, experiment, created[-1].attempt or 0)
+    return [resource.name for resource in plan] == [event.name for event in created]
 
 
 def _found_again(
@@ -140,27 +156,29 @@ def _kept(known: Endpoint) -> Endpoint:
     return replace(kept, state="failed", error=no_answer(answer) + _LIVES)
 
 
-def _ends_soon(run: Run, endpoint: Endpoint, created: Sequence[LedgerEvent]) -> bool:
+def _ends_soon(run: Run, endpoint: Endpoint, created: Sequence[LedgerEvent], clock: Clock) -> bool:
     """Whether an endpoint that gives no answer is about to end."""
-    for _ in range(round(_ENDS_WITHIN_S / _POLL_S)):
-        if kind_of(endpoint).ended(run, created) is not None:
-            return True
+    until_s = clock.now_s() + _ENDS_WITHIN_S
+    while kind_of(endpoint).ended(run, created) is None:
+        if clock.now_s() > until_s:
+            return False
         time.sleep(_POLL_S)
-    return False
+    return True
 
 
 def _new(run: Run, experiment: Experiment, known: Endpoint | None, clock: Clock) -> Endpoint:
     """An endpoint created now, after what an earlier session left of this experiment has gone."""
-    release(run, experiment.name)
     kind = kind_of(experiment.endpoint)
     endpoint, began_s = kind.endpoint(experiment, experiment.endpoint), clock.now_s()
     if known is not None:  # a run's stages are all asked in one way
         endpoint = replace(endpoint, usage_in_stream=known.usage_in_stream)
+    if left := release(run, experiment.name):  # a second one beside it would cost as much again
+        return replace(endpoint, state="failed", error=f"no new one is created{_stands(left)}")
     try:
         created = _created(run, experiment)
     except EndpointError as error:
-        release(run, experiment.name)  # of several things the first may stand
-        return replace(endpoint, state="failed", error=str(error))
+        left = release(run, experiment.name)  # of several things the first may stand
+        return replace(endpoint, state="failed", error=f"{error}{_stands(left)}")
     if created:
         endpoint = replace(endpoint, resource=created[-1].name)
     answering = _first_answer(run, endpoint, created, clock, began_s)
@@ -168,9 +186,14 @@ def _new(run: Run, experiment: Experiment, known: Endpoint | None, clock: Clock)
         return replace(answering, first_answer_s=None)  # it was there before it was asked
     if answering.state == "ready":
         return answering
-    release(run, experiment.name)
-    reason = kind.explained(run, created, answering.error or "")
+    left = release(run, experiment.name)
+    reason = kind.explained(run, created, answering.error or "") + _stands(left)
     return replace(answering, base_url=None, first_answer_s=None, error=reason)
+
+
+def _stands(left: Sequence[Deletion]) -> str:
+    """That something could not be deleted, to follow a reason; nothing where all is gone."""
+    return f". STILL RUNNING: {', '.join(map(str, left))}" if left else ""
 
 
 def _created(run: Run, experiment: Experiment) -> list[LedgerEvent]:
@@ -178,27 +201,35 @@ def _created(run: Run, experiment: Experiment) -> list[LedgerEvent]:
 
     Raises EndpointError where one thing cannot be created; those before it stand.
     """
-    kind, created = kind_of(experiment.endpoint), []
-    attempt = attempts(read_ledger(run.ledger_path), experiment.name) + 1
-    for resource in kind.plan(run, experiment, attempt):
-        planned = LedgerEvent(
+    attempt = last_attempt(read_ledger(run.ledger_path), experiment.name) + 1
+    plan = kind_of(experiment.endpoint).plan(run, experiment, attempt)
+    planned = [
+        LedgerEvent(
             "planned",
             resource.resource_type,
             resource.name,
             run.run_id,
             now_utc().isoformat(),
+            arn=resource.arn,
             experiment=experiment.name,
+            attempt=attempt,
             usd_per_hour=resource.usd_per_hour,
         )
-        append(run.ledger_path, planned)
-        try:
-            event = kind.create(run, experiment.endpoint, planned)
-        except EndpointError:
-            append(run.ledger_path, closing(planned, "never_created", now_utc().isoformat()))
-            raise
-        created.append(replace(event, event="created", at=now_utc().isoformat()))
-        append(run.ledger_path, created[-1])
-    return created
+        for resource in plan
+    ]
+    return [_created_one(run, experiment, event) for event in planned]
+
+
+def _created_one(run: Run, experiment: Experiment, event: LedgerEvent) -> LedgerEvent:
+    append(run.ledger_path, event)
+    try:
+        event = kind_of(experiment.endpoint).create(run, experiment.endpoint, event)
+        event = replace(event, event="created", at=now_utc().isoformat())
+        append(run.ledger_path, event)
+    except (EndpointError, OSError):  # it may exist all the same, and may not be in the ledger
+        deleted(run, event)
+        raise
+    return event
 
 
 def _first_answer(

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from fmgauge.emulator.lease import RUN_BY_PIPELINE
-from fmgauge.endpoints.ledger import LedgerEvent
 from fmgauge.endpoints.protocol import Outcome
 from fmgauge.endpoints.release import deleted, standing
 from fmgauge.errors import StepError
@@ -20,7 +19,10 @@ from fmgauge.runs import RunFolder
 
 @dataclass(frozen=True)
 class CleanUpReport:
-    """What became of the resources that were not yet noted as gone, by their ledger names."""
+    """What became of the resources that were not yet noted as gone.
+
+    Each by its name in the ledger, what it costs while it stands, and why it had to be left.
+    """
 
     ended: tuple[str, ...]  # ran, and was ended now
     left: tuple[str, ...]  # could not be ended
@@ -49,18 +51,12 @@ def clean_up(run: RunFolder, *, force: bool = False) -> CleanUpReport:
                 alone.enter_context(held(run.load_lock_path, f"works on {run.run_id}"))
             except StepError as error:  # somebody came since
                 raise RunInUse(str(error)) from error
-        outcomes = [(_told(event), deleted(run, event)) for event in reversed(standing(run))]
+        deletions = [deleted(run, event) for event in reversed(standing(run))]
 
     def found(*wanted: Outcome) -> tuple[str, ...]:
-        return tuple(name for name, outcome in outcomes if outcome in wanted)
+        return tuple(str(deletion) for deletion in deletions if deletion.outcome in wanted)
 
     return CleanUpReport(found("ended"), found("left"), found("already_gone", "never_created"))
-
-
-def _told(event: LedgerEvent) -> str:
-    """The resource's name, and what it costs while it stands."""
-    cost = f" at ${event.usd_per_hour:.4g} an hour" if event.usd_per_hour else ""
-    return f"{event.name}{cost}"
 
 
 def _user_of(run: RunFolder) -> str | None:

@@ -14,7 +14,13 @@ KINDS: dict[str, Kind[Any]] = {}
 
 
 def register(kind: Kind[Any]) -> None:
-    """Make `kind` known under its name; a config's type for it is the config's own affair."""
+    """Make `kind` known under its name; a config's type for it is the config's own affair.
+
+    Raises ValueError where another has its name, or creates what the ledger calls the same.
+    """
+    taken = {name for other in KINDS.values() for name in (other.name, *other.resource_types)}
+    if taken & {kind.name, *kind.resource_types}:
+        raise ValueError(f"a kind {kind.name!r}, or one with its types of resources, is known")
     KINDS[kind.name] = kind
 
 

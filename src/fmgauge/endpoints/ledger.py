@@ -35,6 +35,7 @@ class LedgerEvent:
     pid: int | None = None
     process_created_at: float | None = None
     experiment: str | None = None
+    attempt: int | None = None  # counts the experiment's endpoints, from 1
     usd_per_hour: float | None = None
 
 
@@ -95,8 +96,12 @@ def _of_experiment(event: LedgerEvent) -> LedgerEvent:
 
     A server of experiment `one` was called `llamacpp-one-1`, and its type `llamacpp_server`.
     """
-    kind = event.resource_type.removesuffix("_server")
-    return replace(event, experiment=event.name.rpartition("-")[0].removeprefix(f"{kind}-"))
+    kind, (name, _, number) = (
+        event.resource_type.removesuffix("_server"),
+        event.name.rpartition("-"),
+    )
+    attempt = int(number) if number.isdecimal() else None
+    return replace(event, experiment=name.removeprefix(f"{kind}-"), attempt=attempt)
 
 
 def outstanding(events: Iterable[LedgerEvent]) -> tuple[LedgerEvent, ...]:
@@ -111,10 +116,9 @@ def outstanding(events: Iterable[LedgerEvent]) -> tuple[LedgerEvent, ...]:
     return tuple(latest.values())
 
 
-def attempts(events: Iterable[LedgerEvent], experiment: str) -> int:
-    """How many endpoints were ever planned for `experiment`: each plan begins with one type."""
-    planned = [e for e in events if e.event == "planned" and e.experiment == experiment]
-    return sum(event.resource_type == planned[0].resource_type for event in planned)
+def last_attempt(events: Iterable[LedgerEvent], experiment: str) -> int:
+    """The number of the newest endpoint that was planned for `experiment`; 0 before the first."""
+    return max((e.attempt or 0 for e in events if e.experiment == experiment), default=0)
 
 
 def closing(event: LedgerEvent, kind: EventKind, at: str) -> LedgerEvent:

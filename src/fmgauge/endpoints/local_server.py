@@ -93,7 +93,7 @@ class LocalServerKind(Kind[Settings]):
         return replace(endpoint, base_url=base_url)
 
     def ended(self, run: RunFolder, created: Sequence[LedgerEvent]) -> str | None:
-        """That its process has ended. This looks at one process alone where its id was noted."""
+        """That its process has ended. While it lives, this looks at one process alone."""
         event = created[-1]
         if _process(run, event, self.module) is not None:
             return None

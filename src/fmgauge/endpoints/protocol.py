@@ -31,6 +31,7 @@ class Resource:
 
     resource_type: str  # one of its kind's
     name: str
+    arn: str | None = None  # or what else finds it again, as far as that is known beforehand
     usd_per_hour: float | None = None  # billed while it stands, loaded or idle; None: nothing is
 
 
@@ -52,7 +53,8 @@ def endpoint_of(experiment: Experiment, *, owned: bool, **more: Any) -> Endpoint
 class Kind(Protocol[Settings]):
     """One kind of endpoint. `Settings` is what a config says of one, with the kind's own keys.
 
-    A kind that points at what exists plans nothing, and so creates and deletes nothing.
+    A kind that points at what exists plans nothing, and so creates and deletes nothing. Of what
+    goes wrong outside this program, every method tells by an EndpointError and no other.
     """
 
     name: str
@@ -75,13 +77,16 @@ class Kind(Protocol[Settings]):
     # --- its life
 
     def plan(self, run: Run, experiment: Experiment, attempt: int) -> Sequence[Resource]:
-        """What the `attempt`-th endpoint of `experiment` consists of, in the order of creation."""
+        """What the `attempt`-th endpoint of `experiment` consists of, in the order of creation.
+
+        The same attempt has the same plan. No name is another resource's or attempt's.
+        """
         return ()
 
     def create(self, run: Run, wanted: Settings, planned: LedgerEvent) -> LedgerEvent:
         """Create what is `planned`; its event with what identifies it from now on.
 
-        Raises EndpointError where it cannot be created, and has not been.
+        Where it raises EndpointError, `delete` is called with `planned`: it may exist all the same.
         """
         raise ValueError(f"{self.name} creates nothing")
 
@@ -102,12 +107,17 @@ class Kind(Protocol[Settings]):
     def ended(self, run: RunFolder, created: Sequence[LedgerEvent]) -> str | None:
         """Why the endpoint that is `created` can answer no more; None while it can.
 
-        A load asks several times a second, so this is cheap, or remembers what it found.
+        `created` is one attempt, in the order of its plan; where the program was killed, one of it
+        may be planned alone. A load asks several times a second, so this is cheap, or remembers
+        what it found. An EndpointError says that it could not be told.
         """
         return None
 
     def delete(self, run: RunFolder, event: LedgerEvent) -> Outcome:
-        """Delete what `event` left standing; say how it was found. The ledger alone is known."""
+        """Delete what `event` left standing; say how it was found. The ledger alone is known.
+
+        What was planned and not noted as created is looked for, by its name or ARN.
+        """
         return "left"
 
     # --- its requests

@@ -5,6 +5,7 @@ Knows leases and release; not how anything is created or deleted.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from fmgauge.endpoints.bring_up import (
 )
 from fmgauge.endpoints.kinds import kind_of
 from fmgauge.endpoints.ledger import LedgerEvent
-from fmgauge.endpoints.release import release, standing
+from fmgauge.endpoints.release import attempts, release, standing
+from fmgauge.errors import EndpointError, StepError
 from fmgauge.records import Endpoint, held
 from fmgauge.runs import Run
 
 PIPELINE_TTL_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class Serving:
     created: dict[str, list[LedgerEvent]] = field(default_factory=dict)  # by this run
 
     def release(self, experiment: str) -> None:
-        """Delete the endpoint of `experiment` if this run owns it: its last stage has ended."""
+        """Delete the endpoint of `experiment` if this run owns it: its last stage has ended.
+
+        What cannot be deleted now stays in the ledger, and clean-up tries again.
+        """
         self.created.pop(experiment, None)
         release(self.run, experiment)
 
@@ -46,16 +52,28 @@ class Serving:
         several times a second.
         """
         created = self.created.get(experiment)
-        return kind_of(self.endpoints[experiment]).ended(self.run, created) if created else None
+        if not created:
+            return None
+        try:
+            return kind_of(self.endpoints[experiment]).ended(self.run, created)
+        except EndpointError as error:  # its requests will tell
+            _log.warning("%s: whether its endpoint has ended cannot be told: %s", experiment, error)
+            return None
 
 
 @contextmanager
 def serving(run: Run) -> Iterator[Serving]:
     """The run's endpoints, brought up again where they have gone, kept alive while inside.
 
-    Afterwards an endpoint that was not released lives as long as its lease. Raises what `bring_up`
-    does.
+    Afterwards an endpoint that was not released lives until clean-up, or as long as its lease where
+    it has one. Raises what `bring_up` does, and StepError where there is nothing to send.
     """
+    for workload in run.config.workloads:
+        if not run.payloads_path(workload.name).exists():
+            nothing = (
+                f"there are no payloads of workload {workload.name!r}, so nothing is brought up"
+            )
+            raise StepError(f"{nothing}. Run notebook 1_prepare_data first")
     uses = f"brings up or loads the endpoints of {run.run_id}"
     with (
         held(run.use_lock_path, uses, patience_s=KILLED_ENDS_WITHIN_S),
@@ -67,8 +85,9 @@ def serving(run: Run) -> Iterator[Serving]:
 
 
 def _noted(run: Run, experiment: str) -> list[LedgerEvent]:
-    """What stands for `experiment` and is noted as created: what identifies it is known."""
-    return [event for event in standing(run, experiment) if event.event == "created"]
+    """The newest endpoint of `experiment`, where all of it is noted as created."""
+    newest = next(iter(attempts(standing(run, experiment))), [])
+    return newest if all(event.event == "created" for event in newest) else []
 
 
 @contextmanager

@@ -29,6 +29,7 @@ NOTEBOOKS = (
 )
 PARAMETERS = {"config_path", "run_id"}
 _TICK_S = 0.25
+_LONGEST_PLACE = 70  # of the some 100 characters that the path of a socket may have
 _GRACE_S = 8.0  # for a cell to end by itself after an interrupt
 
 
@@ -101,9 +102,10 @@ class PapermillRunner:
         import papermill
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
+        from zmq.error import ZMQError
 
         log_path = executed.with_suffix(".log")
-        with tempfile.TemporaryDirectory(prefix="fmgauge-") as sockets:
+        with tempfile.TemporaryDirectory(prefix="fmgauge-", dir=_sockets_place()) as sockets:
             try:
                 papermill.execute_notebook(
                     source,
@@ -115,8 +117,10 @@ class PapermillRunner:
                 )
             except PapermillExecutionError as error:
                 raise NotebookError(error.ename, error.evalue, executed) from error
-            except DeadKernelError as error:
-                raise NotebookError("DeadKernelError", "its kernel died", executed) from error
+            except (DeadKernelError, ZMQError) as error:
+                raise NotebookError(
+                    type(error).__name__, f"its kernel died: {error}", executed
+                ) from error
             finally:
                 if log_path.exists() and log_path.stat().st_size == 0:
                     log_path.unlink()
@@ -125,6 +129,11 @@ class PapermillRunner:
         """Send `signum` to the kernel."""
         for pid in _kernel_pids():
             os.kill(pid, signum)
+
+
+def _sockets_place() -> str | None:
+    """Where temporary folders go by default, or /tmp where a socket's path would be too long."""
+    return None if len(tempfile.gettempdir()) <= _LONGEST_PLACE else "/tmp"
 
 
 def _kernel_manager(log_path: Path, sockets: Path) -> type[AsyncKernelManager]:
