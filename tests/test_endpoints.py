@@ -375,7 +375,7 @@ def test_endpoints_that_another_process_loads_are_not_touched(opened: Callable[.
     told = f"process {pid} brings up or loads the endpoints of run. Wait until it has ended"
     assert str(refused.value).startswith(told)
     files = {path.name for path in run.folder.iterdir()}
-    assert files == {"config.yaml", "manifest.json", ".load.lock"}
+    assert files == {"config.yaml", "manifest.json", ".load.lock", "payloads"}
 
 
 @pytest.mark.parametrize("lock", ["pipeline_lock_path", "load_lock_path"])
