@@ -168,11 +168,11 @@ def _ends_soon(run: Run, endpoint: Endpoint, created: Sequence[LedgerEvent], clo
 
 def _new(run: Run, experiment: Experiment, known: Endpoint | None, clock: Clock) -> Endpoint:
     """An endpoint created now, after what an earlier session left of this experiment has gone."""
-    kind = kind_of(experiment.endpoint)
+    left, kind = release(run, experiment.name), kind_of(experiment.endpoint)
     endpoint, began_s = kind.endpoint(experiment, experiment.endpoint), clock.now_s()
     if known is not None:  # a run's stages are all asked in one way
         endpoint = replace(endpoint, usage_in_stream=known.usage_in_stream)
-    if left := release(run, experiment.name):  # a second one beside it would cost as much again
+    if left:  # a second one beside it would cost as much again
         return replace(endpoint, state="failed", error=f"no new one is created{_stands(left)}")
     try:
         created = _created(run, experiment)
