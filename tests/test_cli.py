@@ -441,7 +441,11 @@ def test_serve_takes_one_experiment_and_a_port(serving):
 
 @pytest.mark.parametrize(
     ("api", "path"),
-    [("chat", "chat/completions"), ("completions", "completions"), ("responses", "responses")],
+    [
+        ("chat", "chat/completions"),
+        pytest.param("completions", "completions", marks=pytest.mark.whole),
+        pytest.param("responses", "responses", marks=pytest.mark.whole),
+    ],
 )
 def test_serve_tells_how_to_try_it_and_how_to_stop_it(project, serving, api, path):
     """A curl command in the endpoint's own API, which is answered as it stands, and Ctrl-C."""

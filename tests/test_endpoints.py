@@ -309,6 +309,7 @@ def test_a_living_server_that_is_too_busy_to_answer_is_kept(
     assert servers_of(tmp_path) == [pid]
 
 
+@pytest.mark.whole  # two seconds of waiting
 def test_a_living_server_that_answers_wrongly_has_failed_and_lives(
     opened: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -251,6 +251,7 @@ def test_a_kind_that_would_delete_another_s_resources_is_refused():
         register(RentedKind())
 
 
+@pytest.mark.whole
 def test_what_a_killed_run_rented_is_given_back_by_clean_up(tmp_path, landlord, monkeypatch, capfd):
     """From the ledger alone, by its kind; what it cost while it stood is told beside its name."""
     config = rented(tmp_path, landlord, duration_s=60)

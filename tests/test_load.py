@@ -772,12 +772,13 @@ async def _bulky(_: Request, peer: Peer) -> None:
     await peer.send(STREAM_HEAD, *map(chunk, (text, delta(finish_reason="stop"), DONE)), LAST_CHUNK)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("script", "duration_s", "most_bytes"),
     [
         pytest.param(_bulky, "null, requests: 1500", 1_000_000, id="in the middle"),
-        pytest.param(answer, 0.2, 2_000, id="in the last records", marks=pytest.mark.whole),
-        pytest.param(answer, 0.2, 20, id="at once", marks=pytest.mark.whole),
+        pytest.param(answer, 0.2, 2_000, id="in the last records"),
+        pytest.param(answer, 0.2, 20, id="at once"),
     ],
 )
 def test_full_disk_fails_the_stage_and_it_is_run_again(
@@ -878,6 +879,7 @@ def test_progress_counts_the_stages_to_come(
     assert left == [0.25, 0.0]
 
 
+@pytest.mark.whole
 def test_progress_of_a_count_is_estimated_by_the_rate_so_far(
     new_run: Callable[..., Run], server: ScriptedServer
 ) -> None:

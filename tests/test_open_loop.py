@@ -220,6 +220,7 @@ def test_two_stages_of_one_name_get_equal_arrivals() -> None:
     assert schedule_of(one) == schedule_of(other)
 
 
+@pytest.mark.whole
 def test_rate_beyond_the_client_ends_in_time_and_counts_what_was_not_sent(tmp_path: Path) -> None:
     """At 60,000 requests/s the window ends when it should; each arrival was sent, or is counted."""
     with simulated(tmp_path, profile=profile()) as server:

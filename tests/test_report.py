@@ -1707,9 +1707,10 @@ MANY_LEVELS = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("n_candidates", "loads"),
-    [(2, MANY_LEVELS), pytest.param(7, [CLOSED_LOAD, CONSTANT_LOAD], marks=pytest.mark.whole)],
+    [(2, MANY_LEVELS), (7, [CLOSED_LOAD, CONSTANT_LOAD])],
 )
 def test_no_two_labels_of_mixed_loads_collide(
     tmp_path: Path, n_candidates: int, loads: list[Any]

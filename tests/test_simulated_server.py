@@ -772,6 +772,7 @@ def test_the_server_writes_its_truth_when_it_is_ended(started):
     assert server.log.splitlines()[-1] == "ended: SIGTERM"
 
 
+@pytest.mark.whole  # three seconds of waiting
 def test_the_server_ends_itself_when_its_lease_lapses(started):
     """A server whose lease nobody renews ends within seconds and says why."""
     server = started(lease_s=0.5)

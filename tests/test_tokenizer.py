@@ -104,6 +104,7 @@ def test_vocabularies_of_different_sizes_have_files_of_their_own() -> None:
     assert Tokenizer.from_file(str(path)).get_vocab_size() == 512
 
 
+@pytest.mark.whole
 def test_processes_that_build_it_at_once_all_get_it_whole(tmp_path: Path) -> None:
     """Every process that starts on an empty cache reads a complete tokenizer."""
     program = (

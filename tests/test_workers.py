@@ -89,6 +89,7 @@ def test_shares_add_up_to_the_whole() -> None:
     assert all(max(split) - min(split) <= 1 for split in splits)
 
 
+@pytest.mark.whole
 def test_concurrency_is_exact_over_two_workers(two_workers: Workers) -> None:
     """Under heavy-tailed service times the server counts the asked concurrency, never more."""
     rng = random.Random(7)
