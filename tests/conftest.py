@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,24 @@ def outstanding(folder: Path) -> set[str]:
         kind: {e["name"] for e in events if e["event"] == kind} for kind in ("created", "deleted")
     }
     return named["created"] - named["deleted"]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from fmgauge.records import held
+with held(Path(sys.argv[1]), "works on it"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(lock: Path) -> Iterator[int]:
+    """Another process holds `lock` for as long as the block lasts; gives its id."""
+    command = [sys.executable, "-c", HOLDER, str(lock)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process.pid
+        process.kill()

@@ -15,14 +15,12 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, command, processes_of, until
+from conftest import ROOT, command, held_elsewhere, processes_of, until
 from fmgauge.cli import _as_called
 from fmgauge.emulator import lease
 from fmgauge.runs import now_utc, open_run
@@ -219,33 +217,12 @@ def test_clean_up_of_a_mistyped_run_tells_the_nearest(project, called):
     assert [path.name for path in (project / "results").iterdir()] == ["mine-20260101T000000Z"]
 
 
-HOLDER = """
-import sys
-from pathlib import Path
-from fmgauge.records import held
-with held(Path(sys.argv[1]), "works on it"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def worked_on(lock: Path) -> Iterator[int]:
-    """Another process holds `lock` for as long as the block lasts; gives its id."""
-    command = [sys.executable, "-c", HOLDER, str(lock)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as process:
-        assert process.stdout.readline() == "held\n"
-        yield process.pid
-        process.kill()
-
-
 @pytest.mark.parametrize("lock", [".pipeline.lock", ".load.lock"])
 def test_clean_up_of_all_leaves_alone_what_a_living_process_works_on(project, called, lock):
     """The run and the process are named; the others are cleaned, and so is this one by force."""
     for name in ("mine", "other"):
         open_run(project / "good.yml", name)
-    with worked_on(project / "results" / "mine" / lock) as process_id:
+    with held_elsewhere(project / "results" / "mine" / lock) as process_id:
         every, forced = called("clean-up"), called("clean-up", "--force")
 
     assert (every.returncode, forced.returncode) == (0, 0)
@@ -261,7 +238,7 @@ def test_clean_up_of_all_leaves_alone_what_a_living_process_works_on(project, ca
 def test_clean_up_of_a_run_that_a_living_process_works_on_is_refused(project, called):
     """Exit code 1 with the process's id and the way out; a dead one's id refuses nobody."""
     folder = open_run(project / "good.yml", "mine").folder
-    with worked_on(folder / ".pipeline.lock") as process_id:
+    with held_elsewhere(folder / ".pipeline.lock") as process_id:
         refused, forced = called("clean-up", "mine"), called("clean-up", "mine", "--force")
     afterwards = called("clean-up", "mine")
 

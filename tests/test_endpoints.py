@@ -10,7 +10,6 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from conftest import until
+from conftest import held_elsewhere, until
 from fmgauge.config import planned_stages
 from fmgauge.emulator import llamacpp_server, simulated_server
 from fmgauge.emulator.lease import expired, read_lease, renew
@@ -343,27 +342,6 @@ def test_a_living_server_without_an_entry_is_found(
 
     assert found == replace(first, created_at=None, first_answer_s=None)
     assert servers_of(tmp_path) == servers
-
-
-LOADER = """
-import sys
-from pathlib import Path
-from fmgauge.records import held
-with held(Path(sys.argv[1]), "loads it"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def held_elsewhere(path: Path) -> Iterator[int]:
-    """The id of another process that holds the lock at `path`."""
-    loader = [sys.executable, "-c", LOADER, str(path)]
-    with subprocess.Popen(loader, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        yield process.pid
-        process.kill()
 
 
 def test_endpoints_that_another_process_loads_are_not_touched(opened: Callable[..., Run]) -> None:

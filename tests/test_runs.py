@@ -153,6 +153,17 @@ def test_a_run_that_was_moved_goes_on_where_it_lies_now(project, tmp_path):
     assert not run.folder.exists()
 
 
+def test_a_config_that_a_user_calls_config_yaml_is_no_run_s(project):
+    """Also where its folder is called as the run is: the run goes to the results folder."""
+    (project / "first").mkdir()
+    shutil.copy(project / "config.yml", project / "first" / "config.yaml")
+    changes = [f"run.results_dir={project / 'results'}"]
+
+    run = open_run(project / "first" / "config.yaml", "first", changes)
+
+    assert run.folder == project / "results" / "first"
+
+
 def test_a_config_stored_outside_the_project_resolves_from_it(project, tmp_path, monkeypatch):
     """Relative paths start where the manifest says, also when the config is read alone."""
     elsewhere = tmp_path / "elsewhere"

@@ -166,8 +166,9 @@ def open_run(
     """
     path = _looked_for_upwards(Path(config_path))
     loaded = load_config(path, overrides)
-    folder = _folder_that_stored(path, run_id) or _run_folder(loaded, run_id)
-    run = Run(run_id, folder, loaded)
+    stored = _folder_that_stored(path, run_id)
+    is_run = stored is not None and os.path.isfile(stored / "manifest.json")
+    run = Run(run_id, stored if stored and is_run else _run_folder(loaded, run_id), loaded)
     if os.path.isfile(run.config_path):
         read_manifest(run)
         _refuse_other_config(run, resumed=must_exist)
